@@ -1,0 +1,1 @@
+//! hookgate, the verifying sidecar for Pulumi webhooks.
