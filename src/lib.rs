@@ -1,1 +1,9 @@
 //! hookgate, the verifying sidecar for Pulumi webhooks.
+
+pub mod cli;
+pub mod config;
+pub mod delivery;
+pub mod ingress;
+pub mod ops;
+pub mod upstream;
+pub mod webhook;

@@ -1,0 +1,1 @@
+//! The configuration: a file becomes settings, or a report of everything that is wrong with it.
