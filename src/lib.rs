@@ -1,5 +1,6 @@
 //! hookgate, the verifying sidecar for Pulumi webhooks.
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod delivery;
