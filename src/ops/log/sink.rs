@@ -191,7 +191,7 @@ mod tests {
             sink.write_all(&line).unwrap();
         }
         for _ in 0..10_000 {
-            let _ = leave.send(());
+            let _sent = leave.send(());
         }
         flush.finish();
         let all: Vec<u8> = lines.try_iter().flatten().collect();
