@@ -34,6 +34,7 @@ use crate::{
         rejection::Outcome,
         route::{self, Routes, Webhook},
         server::{self, Address, Drain, Handler, Listener, Peer},
+        tls as server_tls,
     },
     ops::{
         health::{self, Readiness},
@@ -48,6 +49,7 @@ pub struct App {
     addresses: Addresses,
     webhooks: Listener,
     ops: Listener,
+    tls: Option<server_tls::Tls>,
     settings: server::Settings,
     gate: Gate,
     lanes: usize,
@@ -150,7 +152,7 @@ impl App {
         let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
         let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
         let addresses = Addresses { webhook, ops: ops_address };
-        Ok(Self { addresses, webhooks, ops, settings: config.server, gate, lanes })
+        Ok(Self { addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
     }
 
     /// Where it listens.
@@ -166,12 +168,14 @@ impl App {
         let mut ops = JoinSet::new();
         ops.spawn(serve(
             self.ops,
+            None,
             ops_settings(),
             Arc::new(Semaphore::new(OPS_CONNECTIONS)),
             Ops { readiness: readiness.clone(), gate: self.gate.clone() },
             ops_drain.clone(),
         ));
-        let mut lanes = spawn_lanes(&self.webhooks, &self.settings, &self.gate, self.lanes, &drain);
+        let mut lanes =
+            spawn_lanes(&self.webhooks, self.tls.as_ref(), &self.settings, &self.gate, self.lanes, &drain);
         // The lanes have their own handles; this one must not keep the queue of connections open.
         drop(self.webhooks);
         info!(listener = "webhook", address = %self.addresses.webhook, "listening");
@@ -264,7 +268,7 @@ fn routes(
             Some((settings, destination))
         })
         .map(|(settings, destination)| {
-            let tls = tls(&destination, &mut platform).map_err(|source| BuildError::Tls {
+            let tls = towards(&destination, &mut platform).map_err(|source| BuildError::Tls {
                 webhook: settings.name.clone(),
                 destination: destination.name.clone(),
                 source,
@@ -285,7 +289,7 @@ fn routes(
 }
 
 /// TLS towards a destination that has it. The platform's roots are read once.
-fn tls(destination: &destination::Settings, platform: &mut Option<Tls>) -> Result<Option<Tls>, TlsError> {
+fn towards(destination: &destination::Settings, platform: &mut Option<Tls>) -> Result<Option<Tls>, TlsError> {
     match (&destination.target.address, &destination.ca, &platform) {
         (target::Address::Tcp { tls: true, .. }, Some(ca), _) => Tls::try_new(Some(ca)).map(Some),
         (target::Address::Tcp { tls: true, .. }, None, Some(known)) => Ok(Some(known.clone())),
@@ -301,6 +305,7 @@ fn tls(destination: &destination::Settings, platform: &mut Option<Tls>) -> Resul
 /// upstream connections, so lanes share next to nothing.
 fn spawn_lanes(
     listener: &Listener,
+    tls: Option<&server_tls::Tls>,
     settings: &server::Settings,
     gate: &Gate,
     lanes: usize,
@@ -317,7 +322,8 @@ fn spawn_lanes(
             }
         };
         let gate = Gate { lane, ..gate.clone() };
-        let serving = serve(listener, settings.clone(), Arc::clone(&permits), gate, drain.clone());
+        let serving =
+            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&permits), gate, drain.clone());
         if lane == 0 {
             tasks.spawn(serving);
             continue;
@@ -341,12 +347,13 @@ fn spawn_lanes(
 
 async fn serve<H: Handler>(
     listener: Listener,
+    tls: Option<server_tls::Tls>,
     settings: server::Settings,
     permits: Arc<Semaphore>,
     handler: H,
     drain: Drain,
 ) {
-    if let Err(error) = server::serve(listener, &settings, permits, handler, drain).await {
+    if let Err(error) = server::serve(listener, tls, &settings, permits, handler, drain).await {
         error!(%error, "a listener cannot be used");
     }
 }

@@ -9,6 +9,7 @@ pub mod receive;
 pub mod rejection;
 pub mod route;
 pub mod server;
+pub mod tls;
 
 pub use body::Budget;
 pub use connection::Shared;

@@ -28,6 +28,7 @@ pub struct Shared {
     phase: AtomicU8,
     ambiguous: AtomicBool,
     unread: AtomicBool,
+    closing: AtomicBool,
     cut: AtomicBool,
 }
 
@@ -86,6 +87,16 @@ impl Shared {
     /// Whether a head came on this connection that can be read in two ways.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous.load(Relaxed)
+    }
+
+    /// Makes the next answer the connection's last: see [`Shared::is_closing`].
+    pub(super) fn close_after_answer(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
+    /// Whether the service is ending, so that an answer has to say that it is the connection's last.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
     }
 
     /// Ends what is still waiting: see [`Shared::is_cut`].

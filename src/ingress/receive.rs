@@ -116,7 +116,11 @@ impl Handler for Gate {
         });
 
         // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure.
-        if !trail.body_read || connection.is_ambiguous() || head.headers.contains_key(TRANSFER_ENCODING) {
+        if !trail.body_read
+            || connection.is_ambiguous()
+            || connection.is_closing()
+            || head.headers.contains_key(TRANSFER_ENCODING)
+        {
             answer.close();
         }
         if !trail.body_read {

@@ -11,12 +11,15 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::warn;
+use tracing::{debug, warn};
 
-use super::connection::{Guarded, Shared};
+use super::{
+    connection::{Guarded, Shared},
+    tls::Tls,
+};
 
 /// `[server]`: listener and limits. The defaults are those of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +102,10 @@ impl Drain {
         self.begun.is_cancelled()
     }
 }
+
+/// How long an idle connection is kept open for one more request when the drain begins: closing it at once would
+/// fail a request that its sender is just writing.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
 
 /// After the cut, how long answers have to get out.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -194,12 +201,14 @@ pub trait Handler: Clone + Send + Sync + 'static {
 /// If the listener cannot be used on this runtime.
 pub async fn serve<H: Handler>(
     listener: Listener,
+    tls: Option<Tls>,
     settings: &Settings,
     permits: Arc<Semaphore>,
     handler: H,
     drain: Drain,
 ) -> io::Result<()> {
-    let server = Arc::new(Server { settings: settings.clone(), handler, drain, tasks: TaskTracker::new() });
+    let tasks = TaskTracker::new();
+    let server = Arc::new(Server { settings: settings.clone(), tls, handler, drain, tasks });
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -229,6 +238,7 @@ pub async fn serve<H: Handler>(
 
 struct Server<H> {
     settings: Settings,
+    tls: Option<Tls>,
     handler: H,
     drain: Drain,
     tasks: TaskTracker,
@@ -245,25 +255,41 @@ impl<H: Handler> Server<H> {
                 let permit = Arc::clone(permits).acquire_owned().await.ok();
                 (permit, accept().await)
             };
+            // Connections that are waiting when the drain begins were opened in good faith: they are served.
             let (permit, accepted) = tokio::select! {
                 biased;
-                () = self.drain.begun.cancelled() => return,
                 next = next => next,
+                () = self.drain.begun.cancelled() => return,
             };
             match accepted {
                 Ok((socket, peer)) => {
                     let server = Arc::clone(self);
                     self.tasks.spawn(async move {
                         let _permit = permit;
-                        server.connection(socket, peer).await;
+                        server.open(socket, peer).await;
                     });
                 }
                 Err(error) if is_the_connections_own(&error) => {}
                 Err(error) => {
                     warn!(error = %error, "cannot accept a connection, pausing");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    async fn open<S>(&self, socket: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = Open::new(&self.handler);
+        match &self.tls {
+            None => self.connection(socket, peer).await,
+            Some(tls) => match timeout(self.settings.header_timeout, tls.acceptor().accept(socket)).await {
+                Ok(Ok(socket)) => self.connection(socket, peer).await,
+                Ok(Err(error)) => debug!(error = %error, "a TLS handshake failed"),
+                Err(_) => debug!("a TLS handshake took longer than `header_timeout`"),
+            },
         }
     }
 
@@ -271,7 +297,6 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _open = Open::new(&self.handler);
         let shared = Arc::new(Shared::default());
         let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         let service = service_fn(|request| {
@@ -295,6 +320,14 @@ impl<H: Handler> Server<H> {
             biased;
             _ = connection.as_mut() => return,
             () = self.drain.begun.cancelled() => {}
+        }
+        // A request that is on its way now is still served, and told that it is the connection's last.
+        shared.close_after_answer();
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = self.drain.cut.cancelled() => {}
+            () = sleep(LAST_REQUEST) => {}
         }
         connection.as_mut().graceful_shutdown();
         tokio::select! {
