@@ -34,6 +34,11 @@ pub struct Settings {
     pub events: Option<Events>,
 }
 
+impl Settings {
+    /// The timeout of a destination that sets none.
+    pub const TIMEOUT: Duration = Duration::from_secs(10);
+}
+
 /// The form in which a delivery is handed on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
