@@ -19,6 +19,7 @@ use std::{io, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::output::Out;
+use crate::app;
 
 /// The verifying sidecar for Pulumi webhooks.
 #[derive(Debug, Parser)]
@@ -100,9 +101,7 @@ pub fn run(cli: Cli) -> ExitCode {
 
 /// Runs a command's future to its end, on this thread.
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
+    app::runtime()
         .map_err(|error| Failure::Failed(format!("the runtime does not start: {error}")))?
         .block_on(future)
 }

@@ -87,7 +87,8 @@ fn webhook_imports_nothing_of_ours_and_only_backwards() {
     let mut seen = 0;
     for (file, code) in house().iter().filter(|(file, _)| is_in(file, "webhook")) {
         assert_eq!(imports(code), Vec::<String>::new(), "{file}");
-        for outside in ["tokio::", "hyper::", "std::net", "std::fs", "std::io", "SystemTime::now", "Instant"] {
+        for outside in ["tokio::", "hyper::", "std::net", "std::fs", "std::io", "SystemTime::now", "Instant"]
+        {
             assert!(!code.contains(outside), "{file} is pure and must not use {outside}");
         }
         let Some(place) = PATH.iter().position(|name| *file == format!("webhook/{name}.rs")) else {

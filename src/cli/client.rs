@@ -3,27 +3,20 @@
 //! It is not the client that forwards deliveries (that is [`crate::upstream`]): it keeps no connections and shows
 //! every answer as it came, a redirect too.
 
-use std::{
-    io,
-    pin::{Pin, pin},
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{
-    HeaderMap, Request, StatusCode, Version,
-    body::Incoming,
-    client::conn::http1,
-    header::{HOST, HeaderValue},
-    rt,
-};
+use hyper::{HeaderMap, Request, StatusCode, Version, body::Incoming, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
     time::{Instant, timeout_at},
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::upstream::target::{Address, Target};
 
@@ -60,8 +53,8 @@ pub(super) enum ClientError {
     NoAnswer { to: String, source: hyper::Error },
     #[error("{to} did not answer within {limit:?}")]
     Timeout { to: String, limit: Duration },
-    #[error("https is not built into this command yet: send to the http listener behind it")]
-    Tls,
+    #[error("TLS with {to} does not come about: {source}")]
+    Tls { to: String, source: io::Error },
 }
 
 /// Sends one request and takes the answer.
@@ -81,11 +74,11 @@ pub(super) async fn exchange(
         request.headers_mut().insert(HOST, target.host.clone());
     }
 
-    let stream = timeout_at(deadline, connect(&target.address)).await.map_err(|_| late())??;
+    let stream = timeout_at(deadline, connect(&target.address)).await.or_else(|_| Err(late()))??;
     let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
-        .handshake::<_, Full<Bytes>>(stream)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
         .await
         .map_err(no_answer)?;
 
@@ -93,7 +86,7 @@ pub(super) async fn exchange(
     let mut connection = pin!(connection);
     let mut connected = true;
     let mut exchange = pin!(async {
-        let response = timeout_at(deadline, sender.send_request(request)).await.map_err(|_| late())?;
+        let response = timeout_at(deadline, sender.send_request(request)).await.or_else(|_| Err(late()))?;
         let (head, body) = response.map_err(no_answer)?.into_parts();
         let (body, end) = read(body, deadline).await;
         Ok(Answer { version: head.version, status: head.status, headers: head.headers, body, end })
@@ -124,15 +117,32 @@ async fn read(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) {
     }
 }
 
-async fn connect(address: &Address) -> Result<Io<Box<dyn Stream>>, ClientError> {
-    let connected: io::Result<Box<dyn Stream>> = match address {
-        Address::Tcp { tls: true, .. } => return Err(ClientError::Tls),
-        Address::Tcp { host, port, tls: false } => {
-            TcpStream::connect((host.as_str(), *port)).await.map(|stream| Box::new(stream) as _)
+async fn connect(address: &Address) -> Result<Box<dyn Stream>, ClientError> {
+    let refused = |source| ClientError::Connect { to: place(address), source };
+    match address {
+        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
+        Address::Tcp { host, port, tls } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?;
+            if !*tls {
+                return Ok(Box::new(stream));
+            }
+            let secured = secure(host, stream).await;
+            Ok(Box::new(secured.map_err(|source| ClientError::Tls { to: place(address), source })?))
         }
-        Address::Unix(path) => UnixStream::connect(path).await.map(|stream| Box::new(stream) as _),
-    };
-    connected.map(Io).map_err(|source| ClientError::Connect { to: place(address), source })
+    }
+}
+
+/// TLS that trusts the platform's authorities.
+async fn secure(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 /// An address for people.
@@ -142,11 +152,6 @@ fn place(address: &Address) -> String {
         Address::Tcp { host, port, .. } => format!("{host}:{port}"),
         Address::Unix(path) => format!("unix:{}", path.display()),
     }
-}
-
-/// A header that the command line gave.
-pub(super) fn header_value(text: &str) -> Result<HeaderValue, String> {
-    HeaderValue::from_str(text).map_err(|_| "it has characters that no header can carry".to_owned())
 }
 
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}

@@ -29,6 +29,15 @@ pub(super) struct ConfigArgs {
     pub(super) config: Option<PathBuf>,
 }
 
+/// Where the configuration is: as given, else as the environment says, else at its usual place.
+#[expect(clippy::disallowed_methods, reason = "a stand-in for `config::find`")]
+pub(super) fn config_path(given: Option<&Path>) -> PathBuf {
+    given.map(Path::to_owned).unwrap_or_else(|| {
+        std::env::var_os("HOOKGATE_CONFIG")
+            .map_or_else(|| "/etc/hookgate/hookgate.toml".into(), PathBuf::from)
+    })
+}
+
 /// The one secret of a command.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
@@ -130,16 +139,18 @@ impl Source {
     /// The bytes as they stand there.
     pub(super) fn read(&self) -> Result<RawSecret, Failure> {
         let bytes = match self {
-            Self::File(path) => {
-                File::open(path).and_then(read_secret).map_err(|error| cannot_read(&path.display(), &error))?
-            }
+            Self::File(path) => File::open(path)
+                .and_then(read_secret)
+                .map_err(|error| cannot_read(&path.display(), &error))?,
             Self::Stdin => {
                 read_secret(io::stdin()).map_err(|error| cannot_read(&"standard input", &error))?
             }
             Self::Env(name) => read_env(name)?,
         };
         if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_SECRET) {
-            return Err(Failure::Usage(format!("{self} holds more than 64 KiB: that is no webhook's secret")));
+            return Err(Failure::Usage(format!(
+                "{self} holds more than 64 KiB: that is no webhook's secret"
+            )));
         }
         Ok(RawSecret { bytes, is_file: !matches!(self, Self::Env(_)) })
     }
@@ -236,9 +247,9 @@ fn read_secret(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
 fn read_env(name: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
     use std::os::unix::ffi::OsStringExt;
 
-    std::env::var_os(name)
-        .map(|value| Zeroizing::new(value.into_vec()))
-        .ok_or_else(|| Failure::Usage(format!("--secret-env {name}: there is no such variable in the environment")))
+    std::env::var_os(name).map(|value| Zeroizing::new(value.into_vec())).ok_or_else(|| {
+        Failure::Usage(format!("--secret-env {name}: there is no such variable in the environment"))
+    })
 }
 
 fn cannot_read(what: &dyn fmt::Display, error: &io::Error) -> Failure {
@@ -265,7 +276,15 @@ mod tests {
     #[test]
     fn secrets_keep_the_order_of_the_command_line() {
         assert_eq!(
-            several(&["--secret-env", "NEW", "--secret-file", "old", "--secret-env=OLDER", "--secret-file", "-"]),
+            several(&[
+                "--secret-env",
+                "NEW",
+                "--secret-file",
+                "old",
+                "--secret-env=OLDER",
+                "--secret-file",
+                "-"
+            ]),
             ["--secret-env NEW", "--secret-file old", "--secret-env OLDER", "--secret-file -"]
         );
         assert!(Several::try_parse_from(["test"]).is_err());
@@ -301,7 +320,8 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(duration("24h"), Ok(Duration::from_secs(86_400)));
-        for wrong in ["", "10", "s", "0s", "-1s", "1.5s", "10 s", "25h", "99999999999999999999s", "1d", "é"] {
+        for wrong in ["", "10", "s", "0s", "-1s", "1.5s", "10 s", "25h", "99999999999999999999s", "1d", "é"]
+        {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
     }

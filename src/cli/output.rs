@@ -47,8 +47,11 @@ pub(super) fn complain(sentence: &str) {
 pub(super) fn printable(bytes: &[u8], lines: bool) -> String {
     let mut safe = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).chars() {
-        let reorders = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if lines && matches!(c, '\n' | '\t') || !c.is_control() && !reorders && !matches!(c, '\u{2028}' | '\u{2029}') {
+        let reorders =
+            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if lines && matches!(c, '\n' | '\t')
+            || !c.is_control() && !reorders && !matches!(c, '\u{2028}' | '\u{2029}')
+        {
             safe.push(c);
         } else {
             safe.extend(c.escape_default());

@@ -64,7 +64,8 @@ pub(super) fn decode(text: &[u8]) -> Option<(Alphabet, Vec<u8>)> {
 pub(super) fn encode(bytes: &[u8]) -> Vec<u8> {
     let mut text = Vec::with_capacity(bytes.len().div_ceil(3) * 4);
     for chunk in bytes.chunks(3) {
-        let group = chunk.iter().fold(0_usize, |group, byte| group << 8 | usize::from(*byte)) << (8 * (3 - chunk.len()));
+        let group = chunk.iter().fold(0_usize, |group, byte| group << 8 | usize::from(*byte))
+            << (8 * (3 - chunk.len()));
         for place in 0..4 {
             let digit = STANDARD.get(group >> (18 - 6 * place) & 63).copied().unwrap_or_default();
             text.push(if place <= chunk.len() { digit } else { b'=' });
@@ -82,7 +83,9 @@ mod tests {
     /// The vectors of RFC 4648.
     #[test]
     fn known_texts() {
-        for (bytes, text) in [("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")] {
+        for (bytes, text) in
+            [("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg=="), ("foobar", "Zm9vYmFy")]
+        {
             assert_eq!(encode(bytes.as_bytes()), text.as_bytes());
             assert_eq!(decode(text.as_bytes()), Some((Alphabet::Either, bytes.into())));
             assert_eq!(decode(text.trim_end_matches('=').as_bytes()), Some((Alphabet::Either, bytes.into())));

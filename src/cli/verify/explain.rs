@@ -71,7 +71,9 @@ pub(super) fn explain(candidates: &[Candidate], body: &[u8], signature: &str) ->
     let reading = reading::read(signature);
     let mut explanation = Explanation { mistakes: reading.mistakes, ..Explanation::default() };
     let Some(tag) = reading.tag else {
-        explanation.next.push("the header carries exactly 64 hex digits: compare with `hookgate sign`".into());
+        explanation
+            .next
+            .push("the header carries exactly 64 hex digits: compare with `hookgate sign`".into());
         return explanation;
     };
     if let Some(found) = search(candidates, body, &tag) {
@@ -136,7 +138,10 @@ fn key_guesses(candidates: &[Candidate]) -> (Vec<Guess<Zeroizing<Vec<u8>>>>, usi
     };
     let meant = candidates.first().map_or("", |candidate| candidate.label.as_str());
     let another = |index: usize, candidate: &Candidate| {
-        let words = format!("the signature was made with another secret: that of {}, not that of {meant}", candidate.label);
+        let words = format!(
+            "the signature was made with another secret: that of {}, not that of {meant}",
+            candidate.label
+        );
         if index == 0 { vec![] } else { vec![words] }
     };
     let mut given = 0;
@@ -157,11 +162,20 @@ fn key_guesses(candidates: &[Candidate]) -> (Vec<Guess<Zeroizing<Vec<u8>>>>, usi
         guess(newline.into(), [secret, b"\r\n"].concat());
         guess(newline.into(), candidate.raw.to_vec());
         let without_newline = trim_end(secret, |c| matches!(c, b'\n' | b'\r'));
-        guess(format!("the secret of {label} ends with a newline that the sender's has not"), without_newline.to_vec());
+        guess(
+            format!("the secret of {label} ends with a newline that the sender's has not"),
+            without_newline.to_vec(),
+        );
         let trimmed = secret.trim_ascii();
-        guess(format!("the secret of {label} has white space around it that the sender's has not"), trimmed.to_vec());
+        guess(
+            format!("the secret of {label} has white space around it that the sender's has not"),
+            trimmed.to_vec(),
+        );
         if let Some(inner) = unquoted(trimmed) {
-            guess(format!("the secret of {label} has quotation marks around it that the sender's has not"), inner.to_vec());
+            guess(
+                format!("the secret of {label} has quotation marks around it that the sender's has not"),
+                inner.to_vec(),
+            );
         }
         for quote in [&b"\""[..], b"'"] {
             guess(
@@ -203,11 +217,17 @@ fn body_guesses(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + '_ {
         guess(missing, [body, b"\r\n"].concat()),
         guess(added, trim_one_newline(body).to_vec()),
         guess(added, trim_end(body, |c| matches!(c, b'\n' | b'\r')).to_vec()),
-        guess("the body has white space around it that was not there when it was signed", body.trim_ascii().to_vec()),
+        guess(
+            "the body has white space around it that was not there when it was signed",
+            body.trim_ascii().to_vec(),
+        ),
         guess(lines, replace_all(&unix, b"\n", b"\r\n")),
         guess(lines, unix),
         body.strip_prefix(b"\xef\xbb\xbf").and_then(|rest| {
-            guess("the body begins with a byte order mark that was not there when it was signed", rest.to_vec())
+            guess(
+                "the body begins with a byte order mark that was not there when it was signed",
+                rest.to_vec(),
+            )
         }),
         base64::decode(body).and_then(|(_, bytes)| {
             guess("the body is base64-encoded: a gateway between Pulumi and here wrapped it", bytes)
@@ -225,7 +245,9 @@ fn encodings(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + use<> {
     let parsed = Json::parse(body).ok();
     let inner = match &parsed {
         Some(Json::Text(text)) => Some(Guess {
-            otherwise: vec!["the body was re-encoded: it is a JSON string that holds the signed JSON".to_owned()],
+            otherwise: vec![
+                "the body was re-encoded: it is a JSON string that holds the signed JSON".to_owned(),
+            ],
             bytes: text.clone().into_bytes(),
         }),
         _ => None,
@@ -379,8 +401,11 @@ mod tests {
 
     /// Explains, and checks that neither the secret nor the right signature is said.
     fn explained(secrets: &[&[u8]], body: &[u8], signature: &str) -> (String, bool) {
-        let candidates: Vec<_> =
-            secrets.iter().enumerate().map(|(index, raw)| candidate(&format!("--secret-file s{index}"), raw)).collect();
+        let candidates: Vec<_> = secrets
+            .iter()
+            .enumerate()
+            .map(|(index, raw)| candidate(&format!("--secret-file s{index}"), raw))
+            .collect();
         let explanation = explain(&candidates, body, signature);
         let text = explanation.lines().join("\n");
         for candidate in &candidates {
@@ -437,13 +462,16 @@ mod tests {
             (b"\"pulumi-webhook-test-secret\"\n", secret, "quotation marks"),
             (b"'pulumi-webhook-test-secret'", secret, "quotation marks"),
             (secret, b"\"pulumi-webhook-test-secret\"", "quotation marks"),
-            (b"00112233445566778899aabbccddeeff", &hex::decode("00112233445566778899aabbccddeeff").unwrap(), "hex-decoded"),
+            (
+                b"00112233445566778899aabbccddeeff",
+                &hex::decode("00112233445566778899aabbccddeeff").unwrap(),
+                "hex-decoded",
+            ),
             (&base64::encode(secret), secret, "base64-decoded"),
             (secret, &base64::encode(secret), "base64-encoded"),
             (secret, &base64::encode(b"pulumi-webhook-test-secret\n"), "base64-encoded"),
-            (secret, hex::encode(secret).as_bytes(), "hex-encoded"),
-        ]
-        .map(|(given, senders, words)| (given, senders, words));
+            (secret, &hex::encode(secret).into_bytes(), "hex-encoded"),
+        ];
         for (given, senders, words) in cases {
             assert_found(&[*given], body(), &signed(senders), words);
         }
@@ -454,8 +482,14 @@ mod tests {
     #[test]
     fn another_secret_of_the_set() {
         let signature = sign(&key_of("the-old-secret-of-last-year"), body().as_bytes());
-        let set: [&[u8]; 3] = [SECRET.as_bytes(), b"a-third-secret-nobody-uses", b"the-old-secret-of-last-year\n"];
-        assert_found(&set, body(), &signature, "another secret: that of --secret-file s2, not that of --secret-file s0");
+        let set: [&[u8]; 3] =
+            [SECRET.as_bytes(), b"a-third-secret-nobody-uses", b"the-old-secret-of-last-year\n"];
+        assert_found(
+            &set,
+            body(),
+            &signature,
+            "another secret: that of --secret-file s2, not that of --secret-file s0",
+        );
         let signature = sign(&key_of("the-old-secret-of-last-year\n"), body().as_bytes());
         assert_found(&set, body(), &signature, "another secret");
         assert_found(&set, body(), &signature, "newline");
@@ -519,7 +553,12 @@ mod tests {
         let sorted: serde_json::Value = serde_json::from_str(&sent).unwrap();
         let received = serde_json::to_string_pretty(&sorted).unwrap();
         assert_ne!(received.replace(['\n', ' '], ""), sent.replace(' ', ""));
-        assert_found(&[SECRET.as_bytes()], received, &sign(&key_of(SECRET), sent.as_bytes()), "Pulumi's order");
+        assert_found(
+            &[SECRET.as_bytes()],
+            received,
+            &sign(&key_of(SECRET), sent.as_bytes()),
+            "Pulumi's order",
+        );
     }
 
     #[test]
@@ -572,7 +611,10 @@ mod tests {
             (String::new(), "the body is empty"),
         ] {
             let (text, fits) = explained(&[SECRET.as_bytes()], body.as_bytes(), &wrong);
-            assert!(!fits && text.contains(words) && text.contains("tried:") && text.contains("check next:"), "{text}");
+            assert!(
+                !fits && text.contains(words) && text.contains("tried:") && text.contains("check next:"),
+                "{text}"
+            );
         }
     }
 
@@ -581,6 +623,11 @@ mod tests {
     fn large_bodies() {
         let sent = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
         let received = sent.replace(':', ": ");
-        assert_found(&[b"another-secret-altogether", SECRET.as_bytes()], received, &sign(&key_of(SECRET), sent.as_bytes()), "re-encoded");
+        assert_found(
+            &[b"another-secret-altogether", SECRET.as_bytes()],
+            received,
+            &sign(&key_of(SECRET), sent.as_bytes()),
+            "re-encoded",
+        );
     }
 }

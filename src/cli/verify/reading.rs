@@ -16,19 +16,8 @@ pub(super) struct Reading {
 }
 
 /// What senders of other services put before the digits.
-const PREFIXES: [&str; 11] = [
-    "sha256=",
-    "sha256:",
-    "sha-256=",
-    "hmac-sha256=",
-    "sha512=",
-    "sha1=",
-    "md5=",
-    "v0=",
-    "v1=",
-    "v1,",
-    "0x",
-];
+const PREFIXES: [&str; 11] =
+    ["sha256=", "sha256:", "sha-256=", "hmac-sha256=", "sha512=", "sha1=", "md5=", "v0=", "v1=", "v1,", "0x"];
 
 /// The header's own name, where the whole line was copied.
 const HEADER: &str = "pulumi-webhook-signature:";
@@ -102,7 +91,7 @@ impl Reading {
             return;
         }
         let digits = text.len();
-        self.mistakes.push(match digest_of(digits / 2).filter(|_| digits % 2 == 0) {
+        self.mistakes.push(match digest_of(digits / 2).filter(|_| digits.is_multiple_of(2)) {
             Some(name) => format!("the signature has {digits} hex digits, which is {name}: Pulumi signs with HMAC-SHA256, 64 digits"),
             None if digits < 64 => format!("the signature is cut off: it has {digits} hex digits of 64"),
             None => format!("the signature is too long: it has {digits} hex digits instead of 64"),
@@ -125,7 +114,9 @@ impl Reading {
             self.mistakes.push(format!("the signature is {alphabet}: Pulumi sends 64 hex digits"));
         } else if hex::decode_to_slice(&bytes, &mut from_hex).is_ok() {
             self.tag = Some(from_hex);
-            self.mistakes.push(format!("the signature is the {alphabet} of the hex digits: Pulumi sends the digits themselves"));
+            self.mistakes.push(format!(
+                "the signature is the {alphabet} of the hex digits: Pulumi sends the digits themselves"
+            ));
         } else if let Some(name) = digest_of(bytes.len()) {
             self.mistakes.push(format!(
                 "the signature is {alphabet} of {} bytes, which is {name}: Pulumi signs with HMAC-SHA256 and sends 64 hex digits",
@@ -174,7 +165,11 @@ mod tests {
     fn assert_reads(given: &str, words: &str) {
         let reading = read(given);
         assert_eq!(reading.tag, Some(tag()), "{given:?}: {:?}", reading.mistakes);
-        assert!(reading.mistakes.iter().any(|mistake| mistake.contains(words)), "{given:?}: {:?}", reading.mistakes);
+        assert!(
+            reading.mistakes.iter().any(|mistake| mistake.contains(words)),
+            "{given:?}: {:?}",
+            reading.mistakes
+        );
     }
 
     #[test]
@@ -226,8 +221,8 @@ mod tests {
         wrong(&"ab".repeat(64), "SHA-512");
         wrong(&String::from_utf8(base64::encode(&[0xfb; 20])).unwrap(), "SHA-1");
         wrong(&String::from_utf8(base64::encode(&[0xfb; 64])).unwrap(), "SHA-512");
-        wrong(&HEX[..60], "cut off: it has 60 hex digits of 64");
-        wrong(&HEX[..63], "cut off");
+        wrong(HEX.split_at(60).0, "cut off: it has 60 hex digits of 64");
+        wrong(HEX.split_at(63).0, "cut off");
         wrong(&format!("{HEX}00"), "too long");
         wrong("", "empty");
         wrong("  ", "empty");
