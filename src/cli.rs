@@ -19,7 +19,7 @@ use std::{io, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::output::Out;
-use crate::app;
+use crate::{app, config::Report};
 
 /// The verifying sidecar for Pulumi webhooks.
 #[derive(Debug, Parser)]
@@ -28,9 +28,9 @@ use crate::app;
     version,
     long_about = "The verifying sidecar for Pulumi webhooks.\n\nIt stands in front of an internal service, lets in only deliveries that Pulumi signed, only of the events \
                   you want, and hands them on byte for byte.",
-    after_help = "Start here:\n  hookgate demo                                  see the whole path on this machine\n  \
-                  hookgate check --config hookgate.toml          what a configuration means, and what is wrong with it\n  \
-                  hookgate run --config hookgate.toml            the service\n\n\
+    after_help = "Start here:\n  hookgate demo                           see the whole path on this machine\n  \
+                  hookgate check --config hookgate.toml   what a configuration means\n  \
+                  hookgate run --config hookgate.toml     the service\n\n\
                   Exit status: 0 done, 1 failed, 2 wrong usage or configuration."
 )]
 pub struct Cli {
@@ -72,6 +72,9 @@ enum Failure {
     /// Exit status 2.
     #[error("{0}")]
     Usage(String),
+    /// Exit status 2. Its mistakes are printed as they are, a line each, as a compiler does.
+    #[error("{} in the configuration", mistakes(.0))]
+    Configuration(Report),
 }
 
 /// Does what the arguments ask for, and says how the process ends.
@@ -90,12 +93,22 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::Badly) => ExitCode::from(1),
         Err(failure) => {
-            output::complain(&failure.to_string());
+            if let Failure::Configuration(report) = &failure {
+                output::report(report);
+            }
+            output::complain(&failure);
             match failure {
                 Failure::Failed(_) => ExitCode::from(1),
-                Failure::Usage(_) => ExitCode::from(2),
+                Failure::Usage(_) | Failure::Configuration(_) => ExitCode::from(2),
             }
         }
+    }
+}
+
+fn mistakes(report: &Report) -> String {
+    match report.mistakes().len() {
+        1 => "one mistake".into(),
+        number => format!("{number} mistakes"),
     }
 }
 

@@ -31,9 +31,10 @@ Examples:
       --url http://127.0.0.1:8080/webhooks/pulumi
   hookgate send --body delivery.json --kind environment --secret-env WEBHOOK_SECRET \\
       --url https://hooks.example.com/pulumi
-  hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi    (has to be refused)
+  hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi
 
-It prints what was sent and the answer. Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
+It prints what was sent and the answer; the last of these has to be refused.
+Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
 
 /// Arguments of `send`.
 #[derive(Debug, clap::Args)]

@@ -21,11 +21,13 @@ use crate::webhook::signature::{Key, Signature, Verifier};
 
 const EXAMPLES: &str = "\
 Examples:
-  hookgate verify --secret-file secret.txt --signature 7e94921f... body.json
-  hookgate verify --explain --secret-file new.txt --secret-file old.txt --signature 7e94921f... body.json
+  hookgate verify --secret-file secret.txt --signature 7e94... body.json
+  hookgate verify --explain --secret-file new.txt --secret-file old.txt \\
+      --signature 7e94... body.json
 
-The signature is the value of the header Pulumi-Webhook-Signature; the body has to be the very bytes that were
-received. Exit status: 0 valid, 1 not valid, 2 wrong usage.";
+The signature is the value of the header Pulumi-Webhook-Signature; the body has
+to be the very bytes that were received. The first secret decides, --explain
+tries the others too. Exit status: 0 valid, 1 not valid, 2 wrong usage.";
 
 /// Arguments of `verify`.
 #[derive(Debug, clap::Args)]
