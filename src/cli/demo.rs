@@ -8,6 +8,7 @@ mod script;
 mod upstream;
 
 use std::{
+    path::PathBuf,
     future::pending,
     io::Write,
     net::{Ipv4Addr, SocketAddr},
@@ -86,7 +87,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
             .map(|(address, listener)| (listener, address))
             .map_err(|error| Failure::Failed(format!("no free loopback port for the upstream: {error}")))?;
         let app =
-            App::build(config(&secret, upstream)?).map_err(|error| Failure::Failed(error.to_string()))?;
+            App::build(config(&secret, upstream)?, None).map_err(|error| Failure::Failed(error.to_string()))?;
         let webhook = format!("http://{}{PATH}", app.addresses().webhook);
         let ops = format!("http://{}", app.addresses().ops);
         writeln!(
@@ -285,7 +286,17 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),
         dedupe: dedupe::Settings::default(),
-        webhooks: vec![config::Webhook { settings }],
+        webhooks: vec![config::Webhook {
+            settings,
+            scope: None,
+            secrets: Vec::new(),
+            environments: None,
+            tags: None,
+            destinations: Vec::new(),
+        }],
+        path: PathBuf::new(),
+        warnings: Vec::new(),
+        files: Vec::new(),
     })
 }
 
