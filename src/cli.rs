@@ -1,1 +1,3 @@
 //! The command line: one file a command. The only place that prints.
+
+pub mod check;
