@@ -261,6 +261,34 @@ impl Events {
         &self.kinds
     }
 
+    /// The beginnings of kinds that are wanted because nothing about them is published.
+    #[must_use]
+    pub fn kind_prefixes(&self) -> &[&'static str] {
+        &self.kind_prefixes
+    }
+
+    /// Whether some delivery can be among both.
+    #[must_use]
+    pub fn overlap(&self, other: &Self) -> bool {
+        let begin = |a: &Self, b: &Self| {
+            a.kind_prefixes.iter().any(|prefix| {
+                b.kind_prefixes.contains(prefix) || b.kinds.iter().any(|kind| kind.starts_with(prefix))
+            })
+        };
+        // A kind that is wanted whole holds its filters, written out or not.
+        let hold = |a: &Self, b: &Self| {
+            b.filters().filter_map(|event| event.kind).any(|kind| a.kinds.iter().any(|wanted| wanted == kind))
+        };
+        self.all
+            || other.all
+            || self.filters.intersects(other.filters)
+            || self.kinds.iter().any(|kind| other.kinds.contains(kind))
+            || begin(self, other)
+            || begin(other, self)
+            || hold(self, other)
+            || hold(other, self)
+    }
+
     /// The filters among them, in the table's order.
     pub fn filters(&self) -> impl Iterator<Item = &'static Event> {
         self.filters.iter()
