@@ -1,8 +1,12 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod watch;
+
 use std::{
     io,
     num::NonZero,
+    path::PathBuf,
+    pin::pin,
     sync::Arc,
     thread::{self, available_parallelism},
     time::Duration,
@@ -21,10 +25,12 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+use watch::Watch;
+
 use crate::{
     config::Config,
     delivery::{
-        dedupe::Memory,
+        dedupe::{self, Memory},
         destination::{self, Destination},
         dispatch::Direct,
     },
@@ -37,7 +43,9 @@ use crate::{
         tls as server_tls,
     },
     ops::{
+        self,
         health::{self, Readiness},
+        log,
         metrics::{Metrics, NO_WEBHOOK},
     },
     upstream::{Tls, TlsError, target},
@@ -46,6 +54,7 @@ use crate::{
 /// The service, bound and not yet running.
 #[derive(Debug)]
 pub struct App {
+    source: Source,
     addresses: Addresses,
     webhooks: Listener,
     ops: Listener,
@@ -53,6 +62,16 @@ pub struct App {
     settings: server::Settings,
     gate: Gate,
     lanes: usize,
+}
+
+/// Where the configuration comes from, and what of it is in force until a restart.
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    ops: ops::Settings,
+    dedupe: dedupe::Settings,
+    log: Option<log::Control>,
 }
 
 /// Where the service listens.
@@ -124,12 +143,12 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 impl App {
-    /// Binds the listeners and prepares everything else.
+    /// Binds the listeners and prepares everything else. `log` lets a reload change the log's level.
     ///
     /// # Errors
     ///
     /// [`BuildError`].
-    pub fn build(config: Config) -> Result<Self, BuildError> {
+    pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
         let metrics = Arc::new(Metrics::new());
         let routes = routes(config.webhooks.into_iter().map(|webhook| webhook.settings), &metrics, lanes)?;
@@ -152,7 +171,9 @@ impl App {
         let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
         let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
         let addresses = Addresses { webhook, ops: ops_address };
-        Ok(Self { addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
+        let source =
+            Source { path: config.path, files: config.files, ops: config.ops, dedupe: config.dedupe, log };
+        Ok(Self { source, addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
     }
 
     /// Where it listens.
@@ -162,6 +183,8 @@ impl App {
     }
 
     /// Serves until `shutdown` is ready, then drains; `now` ends the drain at once.
+    ///
+    /// SIGHUP, or a change of one of the configuration's files, reloads it.
     pub async fn run(self, shutdown: impl Future<Output = ()>, now: impl Future<Output = ()>) -> Drained {
         let readiness = Readiness::default();
         let (drain, ops_drain) = (Drain::default(), Drain::default());
@@ -182,7 +205,11 @@ impl App {
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        shutdown.await;
+        let mut reloading = pin!(self.source.reload_on_change(&self.settings, &self.gate, self.lanes));
+        tokio::select! {
+            () = shutdown => {}
+            () = &mut reloading => {}
+        }
         readiness.draining();
         info!(timeout = ?self.settings.drain_timeout, "draining");
         drain.begin();
@@ -237,6 +264,74 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+impl Source {
+    /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
+    async fn reload_on_change(&self, settings: &server::Settings, gate: &Gate, lanes: usize) {
+        let mut watch = Watch::new(self.files.clone());
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => Some(hangups),
+            Err(error) => {
+                warn!(%error, "SIGHUP cannot be watched; changed files are noticed all the same");
+                None
+            }
+        };
+        loop {
+            let hangup = async {
+                match &mut hangups {
+                    Some(hangups) => hangups.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = hangup => {}
+                () = watch.changed() => {}
+            }
+            // Looked at before it is read: what changes meanwhile is noticed as a change.
+            watch = Watch::new(watch.into_files());
+            let files = self.reload(settings, gate, lanes);
+            gate.metrics.reload(files.is_some());
+            if let Some(files) = files {
+                watch.also(files);
+            }
+        }
+    }
+
+    /// Puts the file's configuration in force, or leaves the one that is. The files to watch from now on, if it
+    /// was put in force.
+    fn reload(&self, settings: &server::Settings, gate: &Gate, lanes: usize) -> Option<Vec<PathBuf>> {
+        let config = match Config::load(&self.path) {
+            Ok(config) => config,
+            Err(report) => {
+                for mistake in report.mistakes() {
+                    error!(mistake = %mistake, "the new configuration is wrong");
+                }
+                error!("the configuration was not reloaded: the old one stays in force");
+                return None;
+            }
+        };
+        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
+        let routes = match routes(webhooks, &gate.metrics, lanes) {
+            Ok(routes) => routes,
+            Err(error) => {
+                error!(%error, "the configuration was not reloaded: the old one stays in force");
+                return None;
+            }
+        };
+        for warning in &config.warnings {
+            warn!(warning = %warning, "doubtful configuration");
+        }
+        if config.server != *settings || config.ops != self.ops || config.dedupe != self.dedupe {
+            warn!("changes of [server], [ops] and [dedupe] need a restart");
+        }
+        if let Some(log) = &self.log {
+            log.set_level(&config.log.level);
+        }
+        gate.routes.store(Arc::new(routes));
+        info!("the configuration was reloaded");
+        Some(config.files)
     }
 }
 

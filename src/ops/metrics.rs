@@ -14,6 +14,9 @@ use prometheus_client::{
 /// The `webhook` label of requests to a path that is not configured.
 pub const NO_WEBHOOK: &str = "none";
 
+/// The results of a reload: done, failed.
+const RELOADS: [&str; 2] = ["success", "failure"];
+
 /// Upper bounds of the buckets for durations, in seconds: from what verifying takes to the longest timeouts.
 const SECONDS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0];
 
@@ -27,6 +30,8 @@ pub struct Metrics {
     attempts: Family<ResultLabels, Counter>,
     attempt_duration: Family<DestinationLabels, Histogram>,
     secret_last_used: Family<SecretLabels, Gauge<f64, AtomicU64>>,
+    reload_success: Gauge,
+    reloads: Family<ReloadLabels, Counter>,
     /// Requests being served.
     pub inflight_requests: Gauge,
     /// Open connections to the webhook listener.
@@ -58,6 +63,11 @@ struct DestinationLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReloadLabels {
+    result: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SecretLabels {
     webhook: String,
     secret: String,
@@ -76,6 +86,8 @@ impl Metrics {
             attempts: Family::default(),
             attempt_duration: Family::new_with_constructor(histogram),
             secret_last_used: Family::default(),
+            reload_success: Gauge::default(),
+            reloads: Family::default(),
             inflight_requests: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -100,6 +112,20 @@ impl Metrics {
             "When a secret last verified a delivery; 0: not since the start",
             metrics.secret_last_used.clone(),
         );
+        registry.register(
+            "config_last_reload_success",
+            "1 while the configuration in force is that of the file; 0 after a reload that failed",
+            metrics.reload_success.clone(),
+        );
+        registry.register(
+            "config_reloads",
+            "Reloads of the configuration by result",
+            metrics.reloads.clone(),
+        );
+        metrics.reload_success.set(1);
+        for result in RELOADS {
+            metrics.reloads.get_or_create(&ReloadLabels { result }).inc_by(0);
+        }
         registry.register("build", "The program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         metrics
     }
@@ -140,6 +166,14 @@ impl Metrics {
             failed: attempts("failed"),
             duration: self.attempt_duration.get_or_create(&labels).clone(),
         }
+    }
+
+    /// Counts a reload of the configuration.
+    pub fn reload(&self, success: bool) {
+        let [done, failed] = RELOADS;
+        let result = if success { done } else { failed };
+        self.reload_success.set(success.into());
+        self.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
     /// Everything in the OpenMetrics text format. `inflight_bytes` is read by the caller at this moment.
