@@ -4,6 +4,7 @@
 //! wrong is one plain sentence on standard error that begins with `hookgate: `. It decides nothing about
 //! deliveries: what is right is said by [`crate::webhook`], and everything that serves by [`crate::app`].
 
+mod check;
 mod client;
 mod demo;
 mod healthcheck;
@@ -21,18 +22,23 @@ use clap::{Parser, Subcommand};
 use self::output::Out;
 use crate::{app, config::Report};
 
+const ABOUT: &str = "\
+The verifying sidecar for Pulumi webhooks.
+
+It stands in front of an internal service, lets in only deliveries that Pulumi
+signed, only of the events you want, and hands them on byte for byte.";
+
+const EXAMPLES: &str = "\
+Start here:
+  hookgate demo                           see the whole path on this machine
+  hookgate check --config hookgate.toml   what a configuration means
+  hookgate run --config hookgate.toml     the service
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration.";
+
 /// The verifying sidecar for Pulumi webhooks.
 #[derive(Debug, Parser)]
-#[command(
-    name = "hookgate",
-    version,
-    long_about = "The verifying sidecar for Pulumi webhooks.\n\nIt stands in front of an internal service, lets in only deliveries that Pulumi signed, only of the events \
-                  you want, and hands them on byte for byte.",
-    after_help = "Start here:\n  hookgate demo                           see the whole path on this machine\n  \
-                  hookgate check --config hookgate.toml   what a configuration means\n  \
-                  hookgate run --config hookgate.toml     the service\n\n\
-                  Exit status: 0 done, 1 failed, 2 wrong usage or configuration."
-)]
+#[command(name = "hookgate", version, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -42,10 +48,12 @@ pub struct Cli {
 enum Command {
     /// Run the service
     Run(run::Args),
+    /// Say what a configuration means, or what is wrong with it
+    Check(check::Args),
     /// Show the whole path on this machine, with sample deliveries and forgeries
     Demo(demo::Args),
     /// Send a sample delivery, signed, to any URL
-    Send(send::Args),
+    Send(Box<send::Args>),
     /// Print the signature of a body, as the header carries it
     Sign(sign::Args),
     /// Check a signature, and say what is probably wrong with it
@@ -83,6 +91,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let mut out = Out::new(io::stdout());
     let ended = match cli.command {
         Command::Run(args) => run::run(&args, &mut out),
+        Command::Check(args) => check::run(&args, &mut out),
         Command::Demo(args) => demo::run(&args, &mut out),
         Command::Send(args) => send::run(&args, &mut out),
         Command::Sign(args) => sign::run(&args, &mut out),
@@ -142,6 +151,6 @@ mod tests {
             assert!(command.get_arguments().all(|arg| arg.get_help().is_some()), "{name}");
             seen += 1;
         }
-        assert_eq!(seen, 6);
+        assert_eq!(seen, 7);
     }
 }

@@ -9,7 +9,7 @@ mod upstream;
 
 use std::{
     future::pending,
-    io::Write,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 use hyper::{HeaderMap, header::HeaderValue};
 use tokio::{
     net::TcpListener,
+    signal::unix::{SignalKind, signal},
     sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -232,8 +233,8 @@ async fn leave_running(
     received: &mut UnboundedReceiver<Received>,
     out: &mut Out<impl Write>,
 ) -> Result<(), Failure> {
-    let (end, _) =
-        app::signals().map_err(|error| Failure::Failed(format!("signals cannot be watched: {error}")))?;
+    let unwatched = |error: io::Error| Failure::Failed(format!("signals cannot be watched: {error}"));
+    let (end, _) = app::signals().map_err(unwatched)?;
     let files = Files::write(secret)
         .map_err(|error| Failure::Failed(format!("cannot write the files to try with: {error}")))?;
     writeln!(
@@ -242,9 +243,12 @@ async fn leave_running(
         files.commands(webhook, ops)
     )?;
     let mut end = std::pin::pin!(end);
+    // The service takes a hangup for the wish to reload. Here it is the terminal's end.
+    let mut hangup = signal(SignalKind::hangup()).map_err(unwatched)?;
     loop {
         tokio::select! {
             () = &mut end => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
             Some(one) = received.recv() => {
                 let (event, id) = (printable(one.event.as_bytes(), false), printable(one.id.as_bytes(), false));
                 writeln!(out, "upstream received {event}, {} bytes, ID {id}", one.body.len())?;

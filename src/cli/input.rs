@@ -303,7 +303,7 @@ mod tests {
         let failure = Source::file(Path::new("/nowhere/secret")).secret().unwrap_err();
         assert!(failure.to_string().starts_with("cannot read /nowhere/secret"), "{failure}");
         let failure = Source::Env("HOOKGATE_TEST_NO_SUCH_VARIABLE".into()).secret().unwrap_err();
-        assert!(failure.to_string().contains("no such variable"), "{failure}");
+        assert!(failure.to_string().contains("is not set"), "{failure}");
         assert!(matches!(failure, Failure::Usage(_)));
     }
 

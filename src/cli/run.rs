@@ -9,7 +9,7 @@ use tracing::{subscriber, warn};
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
     app::{self, App, BuildError, Drained},
-    config::Config,
+    config::{self, Config},
     ops::log::{self, Sink},
 };
 
@@ -42,7 +42,7 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
 
     let (sink, flush) =
         Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
-    let (subscriber, control) = log::subscriber(&config.log, rust_log().as_deref(), sink);
+    let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
     for warning in &config.warnings {
         warn!(%warning, "doubtful configuration");
@@ -57,12 +57,4 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         Drained::Completely => Ended::Well,
         Drained::CutOff => Ended::Badly,
     })
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "RUST_LOG is the convention of the tracing filter, not a setting"
-)]
-fn rust_log() -> Option<String> {
-    std::env::var("RUST_LOG").ok()
 }

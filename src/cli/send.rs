@@ -18,7 +18,7 @@ use super::{
     output::{Out, printable},
 };
 use crate::{
-    upstream::target::Target,
+    upstream::target::{Target, TargetError},
     webhook::{
         event::{EVENTS, Event, Group, Kind},
         headers, signature,
@@ -50,8 +50,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "KIND", value_parser = header_value)]
     kind: Option<HeaderValue>,
     /// Where to: http://, https:// or unix:/SOCKET:/PATH
-    #[arg(long, value_name = "URL", value_parser = Target::parse)]
-    url: Target,
+    #[arg(long, value_name = "URL", value_parser = url)]
+    url: Url,
     /// The file that holds the webhook's secret; `-` is standard input
     #[arg(long, value_name = "FILE", required_unless_present_any = ["secret_env", "unsigned"], conflicts_with = "secret_env")]
     secret_file: Option<PathBuf>,
@@ -70,6 +70,13 @@ pub(super) struct Args {
     /// How long to wait for the answer, e.g. 500ms or 10s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = input::duration)]
     timeout: Duration,
+}
+
+/// A URL as it was given, and what it means.
+#[derive(Debug, Clone)]
+struct Url {
+    given: String,
+    target: Target,
 }
 
 /// Sends one delivery.
@@ -93,7 +100,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     replace(request.headers_mut(), &args.headers);
     describe(args, &request, out)?;
     let answer = block_on(async {
-        let answer = client::exchange(&args.url, request, args.timeout).await;
+        let answer = client::exchange(&args.url.target, request, args.timeout).await;
         answer.map_err(|error| Failure::Failed(error.to_string()))
     })?;
     show(&answer, out)?;
@@ -154,7 +161,7 @@ fn describe(args: &Args, request: &Request<Full<Bytes>>, out: &mut Out<impl Writ
             request.headers().get_all(name).iter().map(|value| printable(value.as_bytes(), false)).collect();
         if values.is_empty() { "none".to_owned() } else { values.join(", ") }
     };
-    writeln!(out, "sending")?;
+    writeln!(out, "sending to {}", args.url.given)?;
     if let Some(event) = args.event {
         writeln!(out, "  event      {}", event.name)?;
     }
@@ -232,6 +239,10 @@ fn long_help() -> String {
     };
     let groups: Vec<_> = Group::ALL.into_iter().map(Some).chain([None]).map(list).collect();
     format!("{EXAMPLES}\n\nEvents, by group:\n{}", groups.join("\n"))
+}
+
+fn url(given: &str) -> Result<Url, TargetError> {
+    Ok(Url { given: given.to_owned(), target: Target::parse(given)? })
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, String> {

@@ -65,7 +65,12 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         Ok(signature) => {
             let verifier = Verifier::new(vec![Key::new(String::new(), &meant.secret, None)]);
             if verifier.verify(Bytes::copy_from_slice(&body), &signature, UNIX_EPOCH).is_ok() {
-                writeln!(out, "valid: {} made this signature over these {} bytes", meant.label, body.len())?;
+                writeln!(
+                    out,
+                    "valid: made over these {} bytes with the secret of {}",
+                    body.len(),
+                    meant.label
+                )?;
                 return Ok(Ended::Well);
             }
             "the signature does not fit the body and the secret"
