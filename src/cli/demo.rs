@@ -113,7 +113,9 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         let serve = app.run(async { stopped.await.unwrap_or(()) }, pending());
         tokio::select! {
             (played, _) = async { tokio::join!(play, serve) } => played,
-            error = upstream::serve(listener, report) => Err(Failure::Failed(format!("the demo's upstream ended: {error}"))),
+            error = upstream::serve(listener, report) => {
+                Err(Failure::Failed(format!("the demo's upstream ended: {error}")))
+            }
         }
     })
 }
@@ -155,7 +157,8 @@ async fn play(
     if right == all {
         writeln!(
             out,
-            "All {all} as they should be: what Pulumi signed came through once and byte for byte, nothing else did."
+            "All {all} as they should be: what was signed and wanted came through once, byte for byte; \
+             nothing else did."
         )?;
         Ok(Ended::Well)
     } else {
@@ -250,7 +253,8 @@ async fn leave_running(
             () = &mut end => return Ok(()),
             _ = hangup.recv() => return Ok(()),
             Some(one) = received.recv() => {
-                let (event, id) = (printable(one.event.as_bytes(), false), printable(one.id.as_bytes(), false));
+                let event = printable(one.event.as_bytes(), false);
+                let id = printable(one.id.as_bytes(), false);
                 writeln!(out, "upstream received {event}, {} bytes, ID {id}", one.body.len())?;
             }
         }

@@ -106,9 +106,11 @@ fn url(text: &str) -> Result<String, String> {
             .or(Err(format!("`ops.listen` is `{listen}`, which is no IP address with a port")))?,
     };
     if address.port() == 0 {
-        return Err("`ops.listen` has port 0, so the kernel chose the port: give --url URL with the one that the log's \
-                    `listening` line shows"
-            .into());
+        return Err(
+            "`ops.listen` has port 0, so the kernel chose the port: give --url URL with the one that \
+                    the log's `listening` line shows"
+                .into(),
+        );
     }
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),

@@ -73,15 +73,17 @@ impl Args for SecretSet {
                     .value_parser(clap::value_parser!(PathBuf))
                     .action(ArgAction::Append)
                     .required_unless_present("secret_env")
-                    .help("The file that holds the webhook's secret; `-` is standard input. Give it again for other secrets that --explain shall try"),
+                    .help(concat!(
+                        "The file that holds the webhook's secret; `-` is standard input. ",
+                        "Give it again for other secrets that --explain shall try",
+                    )),
             )
-            .arg(
-                Arg::new("secret_env")
-                    .long("secret-env")
-                    .value_name("NAME")
-                    .action(ArgAction::Append)
-                    .help("The environment variable that holds the webhook's secret. Give it again for other secrets that --explain shall try"),
-            )
+            .arg(Arg::new("secret_env").long("secret-env").value_name("NAME").action(ArgAction::Append).help(
+                concat!(
+                    "The environment variable that holds the webhook's secret. ",
+                    "Give it again for other secrets that --explain shall try",
+                ),
+            ))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {

@@ -41,7 +41,8 @@ Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
 #[command(after_help = EXAMPLES, after_long_help = long_help())]
 pub(super) struct Args {
     /// The event whose sample is sent (`hookgate send --help` lists them)
-    #[arg(long, value_name = "NAME", value_parser = event, required_unless_present = "body", conflicts_with = "body")]
+    #[arg(long, value_name = "NAME", value_parser = event)]
+    #[arg(required_unless_present = "body", conflicts_with = "body")]
     event: Option<&'static Event>,
     /// A body to send instead of a sample; `-` is standard input
     #[arg(long, value_name = "FILE", requires = "kind")]
@@ -53,7 +54,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "URL", value_parser = url)]
     url: Url,
     /// The file that holds the webhook's secret; `-` is standard input
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["secret_env", "unsigned"], conflicts_with = "secret_env")]
+    #[arg(long, value_name = "FILE", conflicts_with = "secret_env")]
+    #[arg(required_unless_present_any = ["secret_env", "unsigned"])]
     secret_file: Option<PathBuf>,
     /// The environment variable that holds the webhook's secret
     #[arg(long, value_name = "NAME")]

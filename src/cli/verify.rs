@@ -5,6 +5,7 @@
 mod base64;
 mod encoding;
 mod explain;
+mod guess;
 mod reading;
 
 use std::{io::Write, path::PathBuf, time::UNIX_EPOCH};
