@@ -157,8 +157,7 @@ async fn play(
     if right == all {
         writeln!(
             out,
-            "All {all} as they should be: what was signed and wanted came through once, byte for byte; \
-             nothing else did."
+            "All {all} right: what was signed and wanted came through once, byte for byte; nothing else did."
         )?;
         Ok(Ended::Well)
     } else {
@@ -319,4 +318,61 @@ fn random_secret() -> Result<Secret, Failure> {
         .fill(&mut bytes)
         .map_err(|_nothing_more| failed())?;
     Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_impossible| failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{StatusCode, Version};
+
+    use super::*;
+    use crate::{cli::client::BodyEnd, webhook::event::PING};
+
+    fn answer(status: u16, outcome: &'static str) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert("hookgate-outcome", HeaderValue::from_static(outcome));
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { version: Version::HTTP_11, status, headers, body: Vec::new(), end: BodyEnd::Complete }
+    }
+
+    fn received(event: &str, body: &[u8]) -> Received {
+        Received { id: "x".into(), event: event.into(), body: body.to_vec() }
+    }
+
+    /// The demo must be able to fail.
+    #[test]
+    fn only_what_was_expected_is_right() {
+        let expected = Expected { status: 200, outcome: "forwarded", reaches: Some(PING) };
+        let step = Step {
+            what: String::new(),
+            body: "{}".into(),
+            id: None,
+            kind: PING,
+            signature: None,
+            expected: Expected { reaches: Some(PING), ..expected },
+        };
+        let is = |answer: Answer, arrived: &[Received]| Seen::new(&answer, arrived, &step).is(&step.expected);
+        assert!(is(answer(200, "forwarded"), &[received(PING, b"{}")]));
+        assert!(!is(answer(201, "forwarded"), &[received(PING, b"{}")]));
+        assert!(!is(answer(200, "queued"), &[received(PING, b"{}")]));
+        assert!(!is(answer(200, "forwarded"), &[]));
+        assert!(!is(answer(200, "forwarded"), &[received(PING, b"{ }")]));
+        assert!(!is(answer(200, "forwarded"), &[received("stack_created", b"{}")]));
+        assert!(!is(answer(200, "forwarded"), &[received(PING, b"{}"), received(PING, b"{}")]));
+
+        let step =
+            Step { expected: Expected { status: 401, outcome: "bad_signature", reaches: None }, ..step };
+        let is = |answer: Answer, arrived: &[Received]| Seen::new(&answer, arrived, &step).is(&step.expected);
+        assert!(is(answer(401, "bad_signature"), &[]));
+        assert!(!is(answer(401, "bad_signature"), &[received(PING, b"{}")]));
+    }
+
+    #[test]
+    fn the_whole_demo_goes_well() {
+        let mut printed = Vec::new();
+        let ended = run(&Args { keep: false }, &mut Out::new(&mut printed)).unwrap();
+        let printed = String::from_utf8(printed).unwrap();
+        assert_eq!(ended, Ended::Well, "{printed}");
+        assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+        assert_eq!(printed.lines().filter(|line| line.ends_with(" ok")).count(), 21, "{printed}");
+    }
 }
