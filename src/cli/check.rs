@@ -4,6 +4,7 @@
 //! URL's query is left out, for it may hold a token.
 
 use std::{
+    collections::BTreeSet,
     fmt::{self, Display, Formatter, Write as _},
     io::{self, Write},
     path::Path,
@@ -161,28 +162,26 @@ fn describe_events(f: &mut Formatter<'_>, depth: usize, events: &Events) -> fmt:
     if events.are_all() {
         return tell(&"every event, known or not");
     }
+    let mut told = BTreeSet::new();
     for kind in events.kinds() {
-        match Kind::find(kind) {
-            Some(known) => {
-                let filters: Vec<_> = filters_of(known, events).collect();
-                // A kind whose only filter has its name says it once.
-                if filters == [known.name] || filters.is_empty() {
-                    tell(&format_args!("{kind}"))?;
-                } else {
-                    tell(&format_args!("{kind}, whatever became of it: {}", filters.join(", ")))?;
-                }
-            }
-            None => tell(&format_args!("{kind}, a kind that hookgate does not know"))?,
-        }
-    }
-    for prefix in events.kind_prefixes() {
-        tell(&format_args!("every kind that begins with {prefix}"))?;
-    }
-    for event in events.filters() {
-        // Those of a kind that is wanted whole were told with it.
-        if event.kind.is_some_and(|kind| events.kinds().iter().any(|whole| whole == kind)) {
+        if !told.insert(kind.as_str()) {
             continue;
         }
+        let filters = filters_of(kind, events);
+        match Kind::find(kind) {
+            None => tell(&format_args!("kind {kind}, unknown to hookgate: its payload is not checked"))?,
+            Some(_) if filters == [kind] => tell(&format_args!("kind {kind}"))?,
+            Some(_) => tell(&format_args!("kind {kind}, all of it: {}", filters.join(", ")))?,
+        }
+        told.extend(filters);
+    }
+    for prefix in events.kind_prefixes() {
+        let filters: Vec<_> =
+            events.filters().map(|event| event.name).filter(|name| name.starts_with(prefix)).collect();
+        tell(&format_args!("every kind that begins with {prefix}: {}", filters.join(", ")))?;
+        told.extend(filters);
+    }
+    for event in events.filters().filter(|event| !told.contains(event.name)) {
         if event.is_published() {
             tell(&event.name)?;
         } else {
@@ -192,12 +191,11 @@ fn describe_events(f: &mut Formatter<'_>, depth: usize, events: &Events) -> fmt:
     Ok(())
 }
 
-/// The filters of a kind that a set holds; all of them where the kind alone is named.
-fn filters_of<'e>(kind: &'static Kind, events: &'e Events) -> impl Iterator<Item = &'static str> + use<'e> {
-    let held = |name: &str| events.filters().any(|event| event.name == name);
-    let of_kind = || EVENTS.iter().filter(move |event| event.kind == Some(kind.name)).map(|event| event.name);
-    let any = of_kind().any(held);
-    of_kind().filter(move |name| !any || held(name))
+/// The filters of a kind that a set holds; all of them where only `kind:NAME` is in it.
+fn filters_of(kind: &str, events: &Events) -> Vec<&'static str> {
+    let of_kind = || EVENTS.iter().filter(|event| event.kind == Some(kind)).map(|event| event.name);
+    let held: Vec<_> = events.filters().filter(|event| event.kind == Some(kind)).map(|e| e.name).collect();
+    if held.is_empty() { of_kind().collect() } else { held }
 }
 
 /// One line: a label of fixed width, and what it is about.
