@@ -154,6 +154,12 @@ pub fn find(flag: Option<PathBuf>) -> PathBuf {
         .unwrap_or_else(|| DEFAULT_PATH.into())
 }
 
+/// What `RUST_LOG` says, if it says something.
+#[must_use]
+pub fn rust_log() -> Option<String> {
+    variable("RUST_LOG").and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+}
+
 /// The value of an environment variable.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
 fn variable(name: &str) -> Option<OsString> {

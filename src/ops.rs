@@ -1,6 +1,8 @@
 //! What operators see: health, metrics, logs.
 
+pub mod health;
 pub mod log;
+pub mod metrics;
 
 use std::net::SocketAddr;
 

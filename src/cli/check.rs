@@ -6,12 +6,12 @@
 use std::{
     collections::BTreeSet,
     fmt::{self, Display, Formatter, Write as _},
-    io::{self, Write},
-    path::Path,
+    io::Write,
 };
 
+use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
-    config::{Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
+    config::{self, Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
     delivery::destination,
     ops::log,
     webhook::{
@@ -20,20 +20,31 @@ use crate::{
     },
 };
 
-/// Checks the file at `path`: its meaning goes to standard output, its mistakes to standard error. The exit status:
-/// 0 if it is good, 2 if it is not, 1 if the answer could not be written.
-#[must_use]
-pub fn run(path: &Path) -> u8 {
-    let (written, status) = match Config::load(path) {
-        Ok(config) => (write!(io::stdout().lock(), "{}", Description(&config)), 0),
-        Err(report) => (writeln!(io::stderr().lock(), "{report}"), 2),
-    };
-    if written.is_ok() { status } else { 1 }
+const EXAMPLES: &str = "\
+Examples:
+  hookgate check --config hookgate.toml
+
+Exit status: 0 the configuration is good, 2 it is not: every mistake is told with its place and what would be right.";
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Says what the configuration means, or what is wrong with it.
+pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    let path = config::find(args.config.config.clone());
+    let config = Config::load(&path).map_err(|report| Failure::Usage(report.to_string()))?;
+    write!(out, "{}", Description(&config))?;
+    Ok(Ended::Well)
 }
 
 /// What a configuration means, in plain words, line by line.
 #[derive(Debug)]
-pub struct Description<'c>(pub &'c Config);
+struct Description<'c>(&'c Config);
 
 impl Display for Description<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

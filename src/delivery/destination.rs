@@ -2,9 +2,18 @@
 
 use std::time::Duration;
 
-use hyper::header::{HeaderMap, HeaderName};
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request,
+    header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+};
 
-use crate::{upstream::target::Target, webhook::filter::Events};
+use crate::{
+    ops::metrics::ForDestination,
+    upstream::{Tls, Upstream, target::Target},
+    webhook::{filter::Events, headers},
+};
 
 /// One configured `[[webhook.destination]]`.
 #[derive(Debug, Clone)]
@@ -60,3 +69,105 @@ pub fn is_reserved_header(name: &HeaderName) -> bool {
     let name = name.as_str();
     RESERVED.contains(&name) || name.starts_with("pulumi-webhook-") || name.starts_with("hookgate-")
 }
+
+/// A destination at work.
+#[derive(Debug)]
+pub struct Destination {
+    /// Labels logs.
+    pub name: String,
+    /// Where its requests go.
+    pub upstream: Upstream,
+    /// What it counts.
+    pub metrics: ForDestination,
+    /// Narrows the webhook's events.
+    pub events: Option<Events>,
+    format: Format,
+    /// The headers that are the same in every request.
+    headers: HeaderMap,
+}
+
+/// A delivery as it is handed on: what the sender said of it, and what was found out.
+#[derive(Debug, Clone)]
+pub struct Parcel {
+    /// The verified bytes.
+    pub body: Bytes,
+    /// `Content-Type` as received.
+    pub content_type: HeaderValue,
+    /// `Pulumi-Webhook-ID` as received.
+    pub id: HeaderValue,
+    /// `Pulumi-Webhook-Kind` as received.
+    pub kind: HeaderValue,
+    /// `Pulumi-Webhook-Signature` as received.
+    pub signature: HeaderValue,
+    /// The filter's name where there is one, else the kind.
+    pub event: HeaderValue,
+    /// Whether the signed payload proves the kind.
+    pub kind_verified: bool,
+    /// The trace that the delivery belongs to.
+    pub traceparent: HeaderValue,
+}
+
+impl Destination {
+    /// A destination of the webhook named `webhook`. `lanes`: see [`Upstream::new`].
+    #[must_use]
+    pub fn new(
+        settings: &Settings,
+        webhook: &str,
+        tls: Option<Tls>,
+        metrics: ForDestination,
+        lanes: usize,
+    ) -> Self {
+        let mut headers = settings.headers.clone();
+        headers.insert(HOST, settings.target.host.clone());
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        if let Ok(name) = HeaderValue::from_str(webhook) {
+            headers.insert(WEBHOOK, name);
+        }
+        Self {
+            name: settings.name.clone(),
+            upstream: Upstream::new(settings.target.clone(), tls, settings.timeout, lanes),
+            metrics,
+            events: settings.events.clone(),
+            format: settings.format,
+            headers,
+        }
+    }
+
+    /// The request of attempt number `attempt` (from 1).
+    #[must_use]
+    pub fn render(&self, parcel: &Parcel, attempt: u32) -> Request<Full<Bytes>> {
+        match self.format {
+            Format::Raw => self.render_raw(parcel, attempt),
+        }
+    }
+
+    /// As it came: nothing that the sender sent goes on but the verified bytes and the headers named here.
+    fn render_raw(&self, parcel: &Parcel, attempt: u32) -> Request<Full<Bytes>> {
+        let verified = if parcel.kind_verified { "true" } else { "false" };
+        let mut request = Request::new(Full::new(parcel.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.upstream.target().request.clone();
+        let headers = request.headers_mut();
+        headers.clone_from(&self.headers);
+        headers.insert(CONTENT_TYPE, parcel.content_type.clone());
+        headers.insert(ID, parcel.id.clone());
+        headers.insert(KIND, parcel.kind.clone());
+        headers.insert(SIGNATURE, parcel.signature.clone());
+        headers.insert(EVENT, parcel.event.clone());
+        headers.insert(KIND_VERIFIED, HeaderValue::from_static(verified));
+        headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        headers.insert(TRACEPARENT, parcel.traceparent.clone());
+        request
+    }
+}
+
+const AGENT: &str = concat!("hookgate/", env!("CARGO_PKG_VERSION"));
+const ID: HeaderName = HeaderName::from_static(headers::ID);
+const KIND: HeaderName = HeaderName::from_static(headers::KIND);
+const SIGNATURE: HeaderName = HeaderName::from_static(headers::SIGNATURE);
+const WEBHOOK: HeaderName = HeaderName::from_static("hookgate-webhook");
+const EVENT: HeaderName = HeaderName::from_static("hookgate-event");
+const KIND_VERIFIED: HeaderName = HeaderName::from_static("hookgate-kind-verified");
+const ATTEMPT: HeaderName = HeaderName::from_static("hookgate-attempt");
+/// W3C Trace Context.
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

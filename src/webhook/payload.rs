@@ -125,10 +125,10 @@ impl<'a> Delivery<'a> {
         self.kind.as_str() == super::event::PING && self.agreement == Agreement::Proven
     }
 
-    /// What the upstream is told: the filter's name where there is one, else the kind.
+    /// The filter that it fits: the first in the table where there are two.
     #[must_use]
-    pub fn event_name(&self) -> &'a str {
-        self.events.iter().next().map_or(self.kind.as_str(), |event| event.name)
+    pub fn event(&self) -> Option<&'static Event> {
+        self.events.iter().next()
     }
 }
 
