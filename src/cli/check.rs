@@ -238,3 +238,61 @@ impl Display for Secret<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        path::Path,
+        time::{Duration, SystemTime},
+    };
+
+    use super::*;
+
+    /// Everything that `check` says about a file of `tests/data/config/valid`.
+    fn told(path: &Path) -> String {
+        let variable = |name: &str| {
+            let value = match name {
+                "GOOD_SECRET" => "pulumi-webhook-test-secret",
+                "SHORT_SECRET" => "fifteen-bytes-!",
+                "TOKEN" => "upstream-token",
+                _ => return None,
+            };
+            Some(value.into())
+        };
+        // 2026-06-01T00:00:00Z.
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_272_000);
+        let mut config = Config::parse_in(path, &fs::read_to_string(path).unwrap(), now, &variable)
+            .unwrap_or_else(|report| panic!("{report}"));
+        // Who may write the files of a checkout is the checkout's matter.
+        config.warnings.retain(|warning| !warning.text.contains("chmod"));
+        Description(&config).to_string()
+    }
+
+    fn valid_files() -> Vec<std::path::PathBuf> {
+        let paths = fs::read_dir("tests/data/config/valid").unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect()
+    }
+
+    #[test]
+    fn every_valid_file_means_what_stands_beside_it() {
+        let files = valid_files();
+        for path in &files {
+            let told = told(path);
+            let expected = fs::read_to_string(path.with_extension("txt")).unwrap();
+            assert_eq!(told, expected, "{}", path.display());
+            for secret in ["webhook-test-secret", "fifteen-bytes-!", "upstream-token", "hidden"] {
+                assert!(!told.contains(secret), "{told}");
+            }
+        }
+        assert_eq!(files.len(), 8);
+    }
+
+    #[test]
+    #[ignore = "writes the expected texts anew: for a change of wording, with a look at the difference"]
+    fn write_expected_texts() {
+        for path in valid_files() {
+            fs::write(path.with_extension("txt"), told(&path)).unwrap();
+        }
+    }
+}
