@@ -8,10 +8,10 @@ mod script;
 mod upstream;
 
 use std::{
-    path::PathBuf,
     future::pending,
     io::Write,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -86,8 +86,8 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
             .and_then(|listener| Ok((listener.local_addr()?, listener)))
             .map(|(address, listener)| (listener, address))
             .map_err(|error| Failure::Failed(format!("no free loopback port for the upstream: {error}")))?;
-        let app =
-            App::build(config(&secret, upstream)?, None).map_err(|error| Failure::Failed(error.to_string()))?;
+        let app = App::build(config(&secret, upstream)?, None)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
         let webhook = format!("http://{}{PATH}", app.addresses().webhook);
         let ops = format!("http://{}", app.addresses().ops);
         writeln!(
@@ -304,6 +304,6 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
 fn random_secret() -> Result<Secret, Failure> {
     let mut bytes = [0; 32];
     let failed = || Failure::Failed("the system gives no random bytes".into());
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).or_else(|_| Err(failed()))?;
-    Secret::try_new(hex::encode(bytes).into_bytes(), false).or_else(|_| Err(failed()))
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(|_error| failed())?;
+    Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_error| failed())
 }

@@ -2,17 +2,11 @@
 //!
 //! The log is the only thing it prints. What keeps it from starting goes to standard error.
 
-use std::{
-    io::{self, Write},
-};
+use std::io::{self, Write};
 
 use tracing::{subscriber, warn};
 
-use super::{
-    Ended, Failure,
-    input::ConfigArgs,
-    output::Out,
-};
+use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
     app::{self, App, BuildError, Drained},
     config::{self, Config},
