@@ -1,1 +1,45 @@
 //! hookgate, the verifying sidecar for Pulumi webhooks.
+//!
+//! It stands in front of a service, lets in only deliveries that Pulumi signed, only of the events that are
+//! wanted, and hands them on byte for byte.
+//!
+//! # The path of a delivery
+//!
+//! ```text
+//! socket ▶ ingress::server ▶ ingress::receive ▶ webhook::{signature ▶ headers ▶ payload ▶ filter}
+//!        ▶ delivery::dispatch ▶ delivery::attempt ▶ delivery::destination ▶ upstream ▶ world
+//! ```
+//!
+//! Start reading at [`ingress::receive::Gate`]: its `admit` is the whole path as one function.
+//!
+//! # The house
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | [`webhook`] | what Pulumi says, and what can be believed of it; pure |
+//! | [`ingress`] | the accept loop, the request path, refusals |
+//! | [`delivery`] | dispatch, attempt, duplicates, destinations |
+//! | [`upstream`] | the HTTP client |
+//! | [`ops`] | health, metrics, log |
+//! | [`config`] | the file becomes settings, or a report of its mistakes |
+//! | [`app`] | the service: built, bound, run, drained |
+//! | [`cli`] | one file a command; the only place that prints |
+//!
+//! # Who may import whom
+//!
+//! 1. [`webhook`] imports nothing of ours. Inside it a file imports only files before it on the path.
+//! 2. `ingress::server`, [`upstream`] and [`delivery`]'s stores do I/O and do not import each other.
+//! 3. `ingress::receive` and `delivery::dispatch` join them.
+//! 4. Metrics and log are fed by those joints and unknown to [`webhook`].
+//! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
+//!
+//! `tests/house.rs` holds rules 1, 2 and 5.
+
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod delivery;
+pub mod ingress;
+pub mod ops;
+pub mod upstream;
+pub mod webhook;

@@ -1,3 +1,10 @@
 //! The `hookgate` program.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use hookgate::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    cli::run(Cli::parse())
+}

@@ -1,0 +1,475 @@
+//! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
+
+mod watch;
+
+use std::{
+    io,
+    num::NonZero,
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    thread::{self, available_parallelism},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, body::Incoming};
+use tokio::{
+    runtime::{Builder, Runtime},
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
+use tracing::{error, info, warn};
+
+use watch::Watch;
+
+use crate::{
+    config::Config,
+    delivery::{
+        dedupe::{self, Memory},
+        destination::{self, Destination},
+        dispatch::Direct,
+    },
+    ingress::{
+        Budget, Shared,
+        receive::{Gate, Limits},
+        rejection::Outcome,
+        route::{self, Routes, Webhook},
+        server::{self, Address, Drain, Handler, Listener, Peer},
+        tls as server_tls,
+    },
+    ops::{
+        self,
+        health::{self, Readiness},
+        log,
+        metrics::{Metrics, NO_WEBHOOK},
+    },
+    upstream::{Tls, TlsError, target},
+};
+
+/// The service, bound and not yet running.
+#[derive(Debug)]
+pub struct App {
+    source: Source,
+    addresses: Addresses,
+    webhooks: Listener,
+    ops: Listener,
+    tls: Option<server_tls::Tls>,
+    settings: server::Settings,
+    gate: Gate,
+    lanes: usize,
+}
+
+/// Where the configuration comes from, and what of it is in force until a restart.
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    files: Vec<PathBuf>,
+    ops: ops::Settings,
+    dedupe: dedupe::Settings,
+    log: Option<log::Control>,
+}
+
+/// Where the service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Addresses {
+    /// For webhooks.
+    pub webhook: Address,
+    /// For health and metrics.
+    pub ops: Address,
+}
+
+/// How a drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// Everything that was accepted was finished.
+    Completely,
+    /// The deadline, or a second signal, cut work off.
+    CutOff,
+}
+
+/// Why the service cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A listener cannot be bound.
+    #[error("cannot listen on {address} (`{key}`): {source}")]
+    Bind {
+        /// The configuration's key.
+        key: &'static str,
+        /// Its value.
+        address: Address,
+        /// What the kernel says.
+        source: io::Error,
+    },
+    /// TLS towards a destination cannot be set up.
+    #[error("destination `{destination}` of webhook `{webhook}`: {source}")]
+    Tls {
+        /// The webhook's name.
+        webhook: String,
+        /// The destination's name.
+        destination: String,
+        /// What is wrong.
+        source: TlsError,
+    },
+}
+
+/// The most threads that serve requests. One serves tens of thousands of deliveries a second, and a sidecar is
+/// not to spread over a large machine.
+const MAX_LANES: usize = 4;
+
+/// The connections of the ops listener at a time.
+const OPS_CONNECTIONS: usize = 64;
+
+/// How long the ops listener's last answers may take.
+const OPS_DRAIN: Duration = Duration::from_millis(100);
+
+/// A runtime for [`App::run`].
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn runtime() -> io::Result<Runtime> {
+    // Blocking threads only resolve names.
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(8)
+        .thread_keep_alive(Duration::from_secs(5))
+        .build()
+}
+
+impl App {
+    /// Binds the listeners and prepares everything else. `log` lets a reload change the log's level.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`].
+    pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
+        let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
+        let metrics = Arc::new(Metrics::new());
+        let routes = routes(config.webhooks.into_iter().map(|webhook| webhook.settings), &metrics, lanes)?;
+        let gate = Gate {
+            routes: Arc::new(ArcSwap::from_pointee(routes)),
+            limits: Limits {
+                max_body: config.server.max_body,
+                body_timeout: config.server.body_timeout,
+                budget: Budget::new(config.server.max_inflight_bytes),
+            },
+            dispatch: Arc::new(Direct::new(Memory::new(config.dedupe))),
+            unrouted: Arc::new(metrics.webhook(
+                NO_WEBHOOK,
+                Outcome::all().map(Outcome::label),
+                std::iter::empty(),
+            )),
+            metrics,
+            lane: 0,
+        };
+        let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
+        let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
+        let addresses = Addresses { webhook, ops: ops_address };
+        let source =
+            Source { path: config.path, files: config.files, ops: config.ops, dedupe: config.dedupe, log };
+        Ok(Self { source, addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn addresses(&self) -> &Addresses {
+        &self.addresses
+    }
+
+    /// Serves until `shutdown` is ready, then drains; `now` ends the drain at once.
+    ///
+    /// SIGHUP, or a change of one of the configuration's files, reloads it.
+    pub async fn run(self, shutdown: impl Future<Output = ()>, now: impl Future<Output = ()>) -> Drained {
+        let readiness = Readiness::default();
+        let (drain, ops_drain) = (Drain::default(), Drain::default());
+        let mut ops = JoinSet::new();
+        ops.spawn(serve(
+            self.ops,
+            None,
+            ops_settings(),
+            Arc::new(Semaphore::new(OPS_CONNECTIONS)),
+            Ops { readiness: readiness.clone(), gate: self.gate.clone() },
+            ops_drain.clone(),
+        ));
+        let mut lanes =
+            spawn_lanes(&self.webhooks, self.tls.as_ref(), &self.settings, &self.gate, self.lanes, &drain);
+        // The lanes have their own handles; this one must not keep the queue of connections open.
+        drop(self.webhooks);
+        info!(listener = "webhook", address = %self.addresses.webhook, "listening");
+        info!(listener = "ops", address = %self.addresses.ops, "listening");
+        readiness.ready();
+
+        let mut reloading = pin!(self.source.reload_on_change(&self.settings, &self.gate, self.lanes));
+        tokio::select! {
+            () = shutdown => {}
+            () = &mut reloading => {}
+        }
+        readiness.draining();
+        info!(timeout = ?self.settings.drain_timeout, "draining");
+        drain.begin();
+        let drained = tokio::select! {
+            biased;
+            () = all(&mut lanes) => Drained::Completely,
+            () = tokio::time::sleep(self.settings.drain_timeout) => {
+                warn!("`drain_timeout` has passed, cutting off what is left");
+                drain.cut();
+                // What is left answers and ends within moments of the cut.
+                drop(timeout(CUT, all(&mut lanes)).await);
+                Drained::CutOff
+            }
+            () = now => {
+                warn!("told to end at once");
+                Drained::CutOff
+            }
+        };
+        ops_drain.begin();
+        drop(timeout(OPS_DRAIN, all(&mut ops)).await);
+        info!(complete = drained == Drained::Completely, "drained");
+        drained
+    }
+}
+
+/// The first SIGTERM or SIGINT, and the second: what [`App::run`] wants. Has to be called on its runtime.
+///
+/// # Errors
+///
+/// If the signals cannot be watched.
+pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
+    let (mut first, mut second) = (Signals::watch()?, Signals::watch()?);
+    let second = async move {
+        second.next().await;
+        second.next().await;
+    };
+    Ok((async move { first.next().await }, second))
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn watch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+impl Source {
+    /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
+    async fn reload_on_change(&self, settings: &server::Settings, gate: &Gate, lanes: usize) {
+        let mut watch = Watch::new(self.files.clone());
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => Some(hangups),
+            Err(error) => {
+                warn!(%error, "SIGHUP cannot be watched; changed files are noticed all the same");
+                None
+            }
+        };
+        loop {
+            let hangup = async {
+                match &mut hangups {
+                    Some(hangups) => hangups.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = hangup => {}
+                () = watch.changed() => {}
+            }
+            // Looked at before it is read: what changes meanwhile is noticed as a change.
+            watch = Watch::new(watch.into_files());
+            let files = self.reload(settings, gate, lanes);
+            gate.metrics.reload(files.is_some());
+            if let Some(files) = files {
+                watch.also(files);
+            }
+        }
+    }
+
+    /// Puts the file's configuration in force, or leaves the one that is. The files to watch from now on, if it
+    /// was put in force.
+    fn reload(&self, settings: &server::Settings, gate: &Gate, lanes: usize) -> Option<Vec<PathBuf>> {
+        let config = match Config::load(&self.path) {
+            Ok(config) => config,
+            Err(report) => {
+                for mistake in report.mistakes() {
+                    error!(mistake = %mistake, "the new configuration is wrong");
+                }
+                error!("the configuration was not reloaded: the old one stays in force");
+                return None;
+            }
+        };
+        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
+        let routes = match routes(webhooks, &gate.metrics, lanes) {
+            Ok(routes) => routes,
+            Err(error) => {
+                error!(%error, "the configuration was not reloaded: the old one stays in force");
+                return None;
+            }
+        };
+        for warning in &config.warnings {
+            warn!(warning = %warning, "doubtful configuration");
+        }
+        if config.server != *settings || config.ops != self.ops || config.dedupe != self.dedupe {
+            warn!("changes of [server], [ops] and [dedupe] need a restart");
+        }
+        if let Some(log) = &self.log {
+            log.set_level(&config.log.level);
+        }
+        gate.routes.store(Arc::new(routes));
+        info!("the configuration was reloaded");
+        Some(config.files)
+    }
+}
+
+/// How long the answers of what was cut off may take.
+const CUT: Duration = Duration::from_secs(1);
+
+async fn all(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}
+
+fn bind(key: &'static str, address: &Address) -> Result<(Listener, Address), BuildError> {
+    let bound = Listener::bind(address).and_then(|listener| Ok((listener.address()?, listener)));
+    let (bound, listener) =
+        bound.map_err(|source| BuildError::Bind { key, address: address.clone(), source })?;
+    Ok((listener, bound))
+}
+
+/// Prepares the webhooks of a configuration.
+fn routes(
+    settings: impl Iterator<Item = route::Settings>,
+    metrics: &Metrics,
+    lanes: usize,
+) -> Result<Routes, BuildError> {
+    let mut platform = None;
+    settings
+        .filter_map(|mut settings| {
+            // Without a queue there is exactly one, which the configuration has made sure of.
+            let destination = settings.destinations.pop()?;
+            Some((settings, destination))
+        })
+        .map(|(settings, destination)| {
+            let tls = towards(&destination, &mut platform).map_err(|source| BuildError::Tls {
+                webhook: settings.name.clone(),
+                destination: destination.name.clone(),
+                source,
+            })?;
+            let handles = metrics.destination(&settings.name, &destination.name);
+            let destination = Destination::new(&destination, &settings.name, tls, handles, lanes);
+            let secrets = settings.verifier.keys().iter().map(|key| key.name());
+            let webhook = Webhook {
+                metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
+                name: settings.name,
+                verifier: settings.verifier,
+                filter: settings.filter,
+                destination,
+            };
+            Ok((settings.path, webhook))
+        })
+        .collect()
+}
+
+/// TLS towards a destination that has it. The platform's roots are read once.
+fn towards(destination: &destination::Settings, platform: &mut Option<Tls>) -> Result<Option<Tls>, TlsError> {
+    match (&destination.target.address, &destination.ca, &platform) {
+        (target::Address::Tcp { tls: true, .. }, Some(ca), _) => Tls::try_new(Some(ca)).map(Some),
+        (target::Address::Tcp { tls: true, .. }, None, Some(known)) => Ok(Some(known.clone())),
+        (target::Address::Tcp { tls: true, .. }, None, None) => {
+            *platform = Some(Tls::try_new(None)?);
+            Ok(platform.clone())
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its
+/// upstream connections, so lanes share next to nothing.
+fn spawn_lanes(
+    listener: &Listener,
+    tls: Option<&server_tls::Tls>,
+    settings: &server::Settings,
+    gate: &Gate,
+    lanes: usize,
+    drain: &Drain,
+) -> JoinSet<()> {
+    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    let mut tasks = JoinSet::new();
+    for lane in 0..lanes {
+        let listener = match listener.try_clone() {
+            Ok(listener) => listener,
+            Err(error) => {
+                error!(%error, lane, "cannot share the listener with this thread");
+                continue;
+            }
+        };
+        let gate = Gate { lane, ..gate.clone() };
+        let serving =
+            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&permits), gate, drain.clone());
+        if lane == 0 {
+            tasks.spawn(serving);
+            continue;
+        }
+        let (ended, end) = oneshot::channel::<()>();
+        let thread = thread::Builder::new().name(format!("lane-{lane}")).spawn(move || {
+            let _ended = ended;
+            match runtime() {
+                Ok(runtime) => runtime.block_on(serving),
+                Err(error) => error!(%error, lane, "cannot start this thread's runtime"),
+            }
+        });
+        match thread {
+            // It ends when its sender is dropped, at the thread's end.
+            Ok(_thread) => drop(tasks.spawn(async move { drop(end.await) })),
+            Err(error) => error!(%error, lane, "cannot start this thread"),
+        }
+    }
+    tasks
+}
+
+async fn serve<H: Handler>(
+    listener: Listener,
+    tls: Option<server_tls::Tls>,
+    settings: server::Settings,
+    permits: Arc<Semaphore>,
+    handler: H,
+    drain: Drain,
+) {
+    if let Err(error) = server::serve(listener, tls, &settings, permits, handler, drain).await {
+        error!(%error, "a listener cannot be used");
+    }
+}
+
+/// The ops listener's limits: the defaults, which are tight enough for what only probes and scrapers ask.
+fn ops_settings() -> server::Settings {
+    server::Settings { max_connections: OPS_CONNECTIONS, ..server::Settings::default() }
+}
+
+/// Answers on the ops listener.
+#[derive(Debug, Clone)]
+struct Ops {
+    readiness: Readiness,
+    gate: Gate,
+}
+
+impl Handler for Ops {
+    async fn handle(&self, request: Request<Incoming>, _: Peer, _: &Arc<Shared>) -> Response<Full<Bytes>> {
+        let metrics = || self.gate.metrics.text(self.gate.limits.budget.held());
+        health::answer(&request, &self.readiness, metrics)
+    }
+
+    fn connection(&self, _opened: bool) {}
+}

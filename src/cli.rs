@@ -1,0 +1,134 @@
+//! The command line: one file a command. The only place that prints.
+//!
+//! It promises the exit statuses that scripts rely on: 0 done, 1 failed, 2 wrong usage or configuration. What goes
+//! wrong is one plain sentence on standard error that begins with `hookgate: `. It decides nothing about
+//! deliveries: what is right is said by [`crate::webhook`], and everything that serves by [`crate::app`].
+
+mod client;
+mod demo;
+mod healthcheck;
+mod input;
+mod output;
+mod run;
+mod send;
+mod sign;
+mod verify;
+
+use std::{io, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+use self::output::Out;
+use crate::app;
+
+/// The verifying sidecar for Pulumi webhooks.
+#[derive(Debug, Parser)]
+#[command(
+    name = "hookgate",
+    version,
+    long_about = "The verifying sidecar for Pulumi webhooks.\n\nIt stands in front of an internal service, lets in only deliveries that Pulumi signed, only of the events \
+                  you want, and hands them on byte for byte.",
+    after_help = "Start here:\n  hookgate demo                                  see the whole path on this machine\n  \
+                  hookgate check --config hookgate.toml          what a configuration means, and what is wrong with it\n  \
+                  hookgate run --config hookgate.toml            the service\n\n\
+                  Exit status: 0 done, 1 failed, 2 wrong usage or configuration."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the service
+    Run(run::Args),
+    /// Show the whole path on this machine, with sample deliveries and forgeries
+    Demo(demo::Args),
+    /// Send a sample delivery, signed, to any URL
+    Send(send::Args),
+    /// Print the signature of a body, as the header carries it
+    Sign(sign::Args),
+    /// Check a signature, and say what is probably wrong with it
+    Verify(verify::Args),
+    /// Ask a running hookgate whether it is ready
+    Healthcheck(healthcheck::Args),
+}
+
+/// How a command that could do its work ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// All is well: exit status 0.
+    Well,
+    /// The answer is no, and has been printed: exit status 1.
+    Badly,
+}
+
+/// Why a command could not do its work. The text follows `hookgate: ` on standard error.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// Exit status 1.
+    #[error("{0}")]
+    Failed(String),
+    /// Exit status 2.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// Does what the arguments ask for, and says how the process ends.
+#[must_use]
+pub fn run(cli: Cli) -> ExitCode {
+    let mut out = Out::new(io::stdout());
+    let ended = match cli.command {
+        Command::Run(args) => run::run(&args, &mut out),
+        Command::Demo(args) => demo::run(&args, &mut out),
+        Command::Send(args) => send::run(&args, &mut out),
+        Command::Sign(args) => sign::run(&args, &mut out),
+        Command::Verify(args) => verify::run(&args, &mut out),
+        Command::Healthcheck(args) => healthcheck::run(&args, &mut out),
+    };
+    match ended {
+        Ok(Ended::Well) => ExitCode::SUCCESS,
+        Ok(Ended::Badly) => ExitCode::from(1),
+        Err(failure) => {
+            output::complain(&failure.to_string());
+            match failure {
+                Failure::Failed(_) => ExitCode::from(1),
+                Failure::Usage(_) => ExitCode::from(2),
+            }
+        }
+    }
+}
+
+/// Runs a command's future to its end, on this thread.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    app::runtime()
+        .map_err(|error| Failure::Failed(format!("the runtime does not start: {error}")))?
+        .block_on(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_explains_itself_with_an_example() {
+        let cli = Cli::command();
+        let mut seen = 0;
+        for command in cli.get_subcommands() {
+            let name = command.get_name();
+            assert!(command.get_about().is_some(), "{name}");
+            let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(example.contains(&format!("hookgate {name}")), "{name}: {example}");
+            assert!(command.get_arguments().all(|arg| arg.get_help().is_some()), "{name}");
+            seen += 1;
+        }
+        assert_eq!(seen, 6);
+    }
+}

@@ -1,0 +1,159 @@
+//! A plain HTTP client for `send`, `healthcheck` and `demo`: one connection, one request, one deadline.
+//!
+//! It is not the client that forwards deliveries (that is [`crate::upstream`]): it keeps no connections and shows
+//! every answer as it came, a redirect too.
+
+use std::{io, pin::pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Request, StatusCode, Version, body::Incoming, client::conn::http1, header::HOST};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
+    time::{Instant, timeout_at},
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use crate::upstream::target::{Address, Target};
+
+/// How much of an answer's body is kept.
+const MAX_BODY: usize = 64 << 10;
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) version: Version,
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Vec<u8>,
+    pub(super) end: BodyEnd,
+}
+
+/// How the body of an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum BodyEnd {
+    /// It is all there.
+    Complete,
+    /// There was more than is kept.
+    Capped,
+    /// It broke off, or took too long.
+    BrokenOff,
+}
+
+/// Why there is no answer. Reads on after "hookgate: ".
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("cannot connect to {to}: {source}")]
+    Connect { to: String, source: io::Error },
+    #[error("{to} gave no usable answer: {source}")]
+    NoAnswer { to: String, source: hyper::Error },
+    #[error("{to} did not answer within {limit:?}")]
+    Timeout { to: String, limit: Duration },
+    #[error("TLS with {to} does not come about: {source}")]
+    Tls { to: String, source: io::Error },
+}
+
+/// Sends one request and takes the answer.
+///
+/// # Errors
+///
+/// [`ClientError`], until a status line came. From then on there is an answer, however it ends.
+pub(super) async fn exchange(
+    target: &Target,
+    mut request: Request<Full<Bytes>>,
+    limit: Duration,
+) -> Result<Answer, ClientError> {
+    let deadline = Instant::now() + limit;
+    let late = || ClientError::Timeout { to: place(&target.address), limit };
+    *request.uri_mut() = target.request.clone();
+    if !request.headers().contains_key(HOST) {
+        request.headers_mut().insert(HOST, target.host.clone());
+    }
+
+    let stream = timeout_at(deadline, connect(&target.address)).await.or_else(|_| Err(late()))??;
+    let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
+    let (mut sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+        .await
+        .map_err(no_answer)?;
+
+    // The connection moves the bytes; it may end before the answer is read out of its buffers.
+    let mut connection = pin!(connection);
+    let mut connected = true;
+    let mut exchange = pin!(async {
+        let response = timeout_at(deadline, sender.send_request(request)).await.or_else(|_| Err(late()))?;
+        let (head, body) = response.map_err(no_answer)?.into_parts();
+        let (body, end) = read(body, deadline).await;
+        Ok(Answer { version: head.version, status: head.status, headers: head.headers, body, end })
+    });
+    loop {
+        tokio::select! {
+            answer = &mut exchange => return answer,
+            // Its error is the exchange's too.
+            _ = &mut connection, if connected => connected = false,
+        }
+    }
+}
+
+async fn read(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) {
+    let mut kept = Vec::new();
+    loop {
+        let frame = match timeout_at(deadline, body.frame()).await {
+            Ok(Some(Ok(frame))) => frame,
+            Ok(None) => return (kept, BodyEnd::Complete),
+            Ok(Some(Err(_))) | Err(_) => return (kept, BodyEnd::BrokenOff),
+        };
+        let Ok(bytes) = frame.into_data() else { continue };
+        let room = MAX_BODY - kept.len();
+        kept.extend(bytes.iter().take(room));
+        if bytes.len() > room {
+            return (kept, BodyEnd::Capped);
+        }
+    }
+}
+
+async fn connect(address: &Address) -> Result<Box<dyn Stream>, ClientError> {
+    let refused = |source| ClientError::Connect { to: place(address), source };
+    match address {
+        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
+        Address::Tcp { host, port, tls } => {
+            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?;
+            if !*tls {
+                return Ok(Box::new(stream));
+            }
+            let secured = secure(host, stream).await;
+            Ok(Box::new(secured.map_err(|source| ClientError::Tls { to: place(address), source })?))
+        }
+    }
+}
+
+/// TLS that trusts the platform's authorities.
+async fn secure(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// An address for people.
+fn place(address: &Address) -> String {
+    match address {
+        Address::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+        Address::Tcp { host, port, .. } => format!("{host}:{port}"),
+        Address::Unix(path) => format!("unix:{}", path.display()),
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}

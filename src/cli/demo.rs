@@ -1,0 +1,298 @@
+//! `hookgate demo`: the whole path on this machine. An upstream and hookgate start on free loopback ports; sample
+//! deliveries and forgeries are sent, and each is compared with what has to become of it.
+//!
+//! The service in it is the one that `run` runs. The secret is made for the occasion and forgotten afterwards.
+
+mod keep;
+mod script;
+mod upstream;
+
+use std::{
+    future::pending,
+    io::Write,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use hyper::{HeaderMap, header::HeaderValue};
+use tokio::{
+    net::TcpListener,
+    sync::{
+        mpsc::{self, UnboundedReceiver},
+        oneshot,
+    },
+};
+
+use self::{
+    keep::Files,
+    script::{Expected, Step},
+    upstream::Received,
+};
+use super::{
+    Ended, Failure, block_on, client,
+    client::Answer,
+    output::{Out, printable},
+    send,
+};
+use crate::{
+    app::{self, App},
+    config::{self, Config},
+    delivery::{dedupe, destination},
+    ingress::{route, server},
+    ops,
+    upstream::target::Target,
+    webhook::{
+        filter::{Events, Filter, KindCheck},
+        secret::Secret,
+        signature::{Key, Verifier},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hookgate demo
+  hookgate demo --keep
+
+It needs no configuration, no network and no Pulumi account. Exit status: 0 if everything became what it should,
+1 otherwise.";
+
+/// Arguments of `demo`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Leave it running afterwards, and print commands to try with curl
+    #[arg(long)]
+    keep: bool,
+}
+
+/// The path of the demo's webhook.
+const PATH: &str = "/webhooks/pulumi";
+
+/// How long one answer may take.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// The widths of the table's columns.
+const WHAT: usize = 42;
+const ANSWER: usize = 23;
+const UPSTREAM: usize = 20;
+
+/// Starts everything, plays the script, and stops everything.
+pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    let (secret, stranger) = (random_secret()?, random_secret()?);
+    block_on(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await;
+        let (listener, upstream) = listener
+            .and_then(|listener| Ok((listener.local_addr()?, listener)))
+            .map(|(address, listener)| (listener, address))
+            .map_err(|error| Failure::Failed(format!("no free loopback port for the upstream: {error}")))?;
+        let app =
+            App::build(config(&secret, upstream)?).map_err(|error| Failure::Failed(error.to_string()))?;
+        let webhook = format!("http://{}{PATH}", app.addresses().webhook);
+        let ops = format!("http://{}", app.addresses().ops);
+        writeln!(
+            out,
+            "hookgate {} on {webhook}, an upstream behind it on {upstream}.\n",
+            env!("CARGO_PKG_VERSION")
+        )?;
+
+        let (report, mut received) = mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let play = async {
+            let played = play(&secret, &stranger, &webhook, &mut received, out).await;
+            let played = match played {
+                Ok(ended) if args.keep => {
+                    leave_running(&secret, &webhook, &ops, &mut received, out).await.map(|()| ended)
+                }
+                other => other,
+            };
+            drop(stop);
+            played
+        };
+        let serve = app.run(async { stopped.await.unwrap_or(()) }, pending());
+        tokio::select! {
+            (played, _) = async { tokio::join!(play, serve) } => played,
+            error = upstream::serve(listener, report) => Err(Failure::Failed(format!("the demo's upstream ended: {error}"))),
+        }
+    })
+}
+
+async fn play(
+    secret: &Secret,
+    stranger: &Secret,
+    webhook: &str,
+    received: &mut UnboundedReceiver<Received>,
+    out: &mut Out<impl Write>,
+) -> Result<Ended, Failure> {
+    let target = Target::parse(webhook).map_err(|error| Failure::Failed(error.to_string()))?;
+    let (mut all, mut right) = (0_u32, 0_u32);
+    for scene in script::scenes(secret, stranger) {
+        writeln!(out, "{:<width$}{:<ANSWER$}upstream", scene.title, "answer", width = WHAT + 2)?;
+        for step in scene.steps {
+            let answer = send_step(&target, &step).await?;
+            let arrived: Vec<_> = std::iter::from_fn(|| received.try_recv().ok()).collect();
+            let seen = Seen::new(&answer, &arrived, &step);
+            let verdict = if seen.is(&step.expected) { "ok" } else { "WRONG" };
+            let answered = format!("{} {}", seen.status, seen.outcome);
+            writeln!(
+                out,
+                "  {:<WHAT$}{answered:<ANSWER$}{:<UPSTREAM$}{verdict}",
+                step.what,
+                seen.arrival.words()
+            )?;
+            all += 1;
+            if seen.is(&step.expected) {
+                right += 1;
+            } else {
+                let Expected { status, outcome, reaches } = step.expected;
+                let arrival = if reaches.is_some() { Arrival::Whole } else { Arrival::Nothing };
+                writeln!(out, "    expected: {status} {outcome}, upstream: {}", arrival.words())?;
+            }
+        }
+        writeln!(out)?;
+    }
+    if right == all {
+        writeln!(
+            out,
+            "All {all} as they should be: what Pulumi signed came through once and byte for byte, nothing else did."
+        )?;
+        Ok(Ended::Well)
+    } else {
+        writeln!(out, "{} of {all} WRONG.", all - right)?;
+        Ok(Ended::Badly)
+    }
+}
+
+async fn send_step(target: &Target, step: &Step) -> Result<Answer, Failure> {
+    let id = step.id.map_or_else(send::random_id, HeaderValue::from_static);
+    let kind = HeaderValue::from_static(step.kind);
+    let request = send::delivery(step.body.clone(), id, kind, step.signature.as_deref());
+    client::exchange(target, request, LIMIT).await.map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// What became of a step.
+#[derive(Debug)]
+struct Seen {
+    status: u16,
+    outcome: String,
+    arrival: Arrival,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Arrival {
+    Nothing,
+    /// Once, byte for byte, as the event that it is.
+    Whole,
+    Altered,
+    Misnamed,
+    Repeated,
+}
+
+impl Arrival {
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Nothing => "got nothing",
+            Self::Whole => "got every byte",
+            Self::Altered => "got other bytes",
+            Self::Misnamed => "got another event",
+            Self::Repeated => "got it repeatedly",
+        }
+    }
+}
+
+impl Seen {
+    fn new(answer: &Answer, arrived: &[Received], step: &Step) -> Self {
+        let arrival = match arrived {
+            [] => Arrival::Nothing,
+            [one] if one.body != step.body => Arrival::Altered,
+            [one] if step.expected.reaches.is_some_and(|event| event != one.event) => Arrival::Misnamed,
+            [_] => Arrival::Whole,
+            _ => Arrival::Repeated,
+        };
+        Self { status: answer.status.as_u16(), outcome: outcome(&answer.headers), arrival }
+    }
+
+    fn is(&self, expected: &Expected) -> bool {
+        let arrival = if expected.reaches.is_some() { Arrival::Whole } else { Arrival::Nothing };
+        self.status == expected.status && self.outcome == expected.outcome && self.arrival == arrival
+    }
+}
+
+fn outcome(headers: &HeaderMap) -> String {
+    headers
+        .get("hookgate-outcome")
+        .map_or_else(|| "(no outcome)".into(), |value| printable(value.as_bytes(), false))
+}
+
+/// Prints what to try, and what the upstream receives, until it is told to end.
+async fn leave_running(
+    secret: &Secret,
+    webhook: &str,
+    ops: &str,
+    received: &mut UnboundedReceiver<Received>,
+    out: &mut Out<impl Write>,
+) -> Result<(), Failure> {
+    let (end, _) =
+        app::signals().map_err(|error| Failure::Failed(format!("signals cannot be watched: {error}")))?;
+    let files = Files::write(secret)
+        .map_err(|error| Failure::Failed(format!("cannot write the files to try with: {error}")))?;
+    writeln!(
+        out,
+        "\nIt goes on running until Ctrl-C. In another terminal:\n\n{}\n",
+        files.commands(webhook, ops)
+    )?;
+    let mut end = std::pin::pin!(end);
+    loop {
+        tokio::select! {
+            () = &mut end => return Ok(()),
+            Some(one) = received.recv() => {
+                let (event, id) = (printable(one.event.as_bytes(), false), printable(one.id.as_bytes(), false));
+                writeln!(out, "upstream received {event}, {} bytes, ID {id}", one.body.len())?;
+            }
+        }
+    }
+}
+
+/// The demo's hookgate: one webhook that wants every ESC event, on loopback ports that the kernel chooses.
+fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
+    let mut events = Events::default();
+    let wrong = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
+    events.add(script::WANTED.name(), None).map_err(|error| wrong(&error))?;
+    let destination = destination::Settings {
+        name: "demo".into(),
+        target: Target::parse(&format!("http://{upstream}/")).map_err(|error| wrong(&error))?,
+        format: destination::Format::Raw,
+        timeout: LIMIT,
+        headers: HeaderMap::new(),
+        ca: None,
+        events: None,
+    };
+    let settings = route::Settings {
+        name: "demo".into(),
+        path: PATH.into(),
+        verifier: Verifier::new(vec![Key::new("demo".into(), secret, None)]),
+        filter: Filter {
+            events,
+            organization: None,
+            environments: None,
+            tags: None,
+            kind_check: KindCheck::Enforce,
+        },
+        destinations: vec![destination],
+    };
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    Ok(Config {
+        server: server::Settings { listen: server::Address::Tcp(loopback), ..server::Settings::default() },
+        ops: ops::Settings { listen: loopback },
+        log: ops::log::Settings::default(),
+        dedupe: dedupe::Settings::default(),
+        webhooks: vec![config::Webhook { settings }],
+    })
+}
+
+/// A secret of 32 random bytes, as text.
+fn random_secret() -> Result<Secret, Failure> {
+    let mut bytes = [0; 32];
+    let failed = || Failure::Failed("the system gives no random bytes".into());
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).or_else(|_| Err(failed()))?;
+    Secret::try_new(hex::encode(bytes).into_bytes(), false).or_else(|_| Err(failed()))
+}

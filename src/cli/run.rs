@@ -1,0 +1,76 @@
+//! `hookgate run`: the service, until it is told to end.
+//!
+//! The log is the only thing it prints. What keeps it from starting goes to standard error.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use tracing::subscriber;
+
+use super::{
+    Ended, Failure,
+    input::{self, ConfigArgs},
+    output::Out,
+};
+use crate::{
+    app::{self, App, BuildError, Drained},
+    config::Config,
+    ops::log::{self, Sink},
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hookgate run --config hookgate.toml
+  RUST_LOG=debug hookgate run
+
+The log goes to standard output. SIGTERM or Ctrl-C ends it: what was accepted is finished first, for as long as
+`drain_timeout` says; a second one ends it at once. Exit status: 0 everything was finished, 1 something was cut
+off or the service could not start, 2 the configuration is wrong (see `hookgate check`).";
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Serves.
+pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    let config = load(&input::config_path(args.config.config.as_deref()))?;
+    let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
+    let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
+    let _entered = runtime.enter();
+    // Watched before anything is bound: an end that comes early is not lost.
+    let (shutdown, now) = app::signals().map_err(|error| failed("signals cannot be watched", error))?;
+
+    let (sink, flush) =
+        Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
+    let subscriber = log::subscriber(&config.log, rust_log().as_deref(), sink);
+    subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
+    let app = App::build(config).map_err(|error| match error {
+        BuildError::Bind { .. } => Failure::Failed(error.to_string()),
+        BuildError::Tls { .. } => Failure::Usage(error.to_string()),
+    });
+    let drained = app.map(|app| runtime.block_on(app.run(shutdown, now)));
+    flush.finish();
+    Ok(match drained? {
+        Drained::Completely => Ended::Well,
+        Drained::CutOff => Ended::Badly,
+    })
+}
+
+/// A stand-in until the configuration can be loaded.
+fn load(path: &Path) -> Result<Config, Failure> {
+    Err(Failure::Usage(format!("{}: not built yet", path.display())))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "RUST_LOG is the convention of the tracing filter, not a setting"
+)]
+fn rust_log() -> Option<String> {
+    std::env::var("RUST_LOG").ok()
+}

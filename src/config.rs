@@ -1,0 +1,170 @@
+//! The configuration: a file becomes settings, or a report of everything that is wrong with it.
+//!
+//! Only valid settings exist: what leaves here needs no second look. The file, and every file and environment
+//! variable that it names, are read here and nowhere else; nothing is bound, connected or written. Relative paths
+//! are those of the working directory.
+//!
+//! `file.rs`, `webhook.rs` and `destination.rs` say what the file may say, from its top to its bottom; `reader.rs`
+//! takes it apart and collects the mistakes.
+
+mod destination;
+mod file;
+mod origin;
+mod reader;
+mod report;
+mod units;
+mod webhook;
+
+use std::{
+    ffi::OsString,
+    io,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use toml::de::DeTable;
+
+pub use self::{
+    destination::Destination,
+    origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
+    report::{Mistake, Place, Report},
+    units::{show_duration, show_instant, show_size},
+    webhook::Webhook,
+};
+use self::{
+    file::Settings,
+    reader::{Context, Findings, Table},
+};
+use crate::{
+    delivery::dedupe,
+    ingress::server,
+    ops::{self, log},
+};
+
+/// Where the configuration is looked for last.
+pub const DEFAULT_PATH: &str = "/etc/hookgate/hookgate.toml";
+/// The environment variable that names the configuration file.
+pub const PATH_VARIABLE: &str = "HOOKGATE_CONFIG";
+
+/// The longest configuration file, in bytes.
+const MAX_FILE: usize = 4 << 20;
+
+/// A valid configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The file.
+    pub path: PathBuf,
+    /// `[server]`.
+    pub server: server::Settings,
+    /// `[ops]`.
+    pub ops: ops::Settings,
+    /// `[log]`.
+    pub log: log::Settings,
+    /// `[dedupe]`.
+    pub dedupe: dedupe::Settings,
+    /// `[[webhook]]`, at least one.
+    pub webhooks: Vec<Webhook>,
+    /// What is doubtful and not wrong, in the order of the file.
+    pub warnings: Vec<Mistake>,
+    /// The file itself and every file that it names: what has to be watched for changes.
+    pub files: Vec<PathBuf>,
+}
+
+impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    ///
+    /// A [`Report`] of every mistake.
+    pub fn load(path: &Path) -> Result<Self, Report> {
+        let whole = |text: String| {
+            Report::new(vec![Mistake { file: path.to_owned(), place: None, key: String::new(), text }])
+        };
+        let content = match origin::read_bounded(path, MAX_FILE) {
+            Ok(content) => content,
+            Err(SecretSourceError::Unreadable { reason, .. }) => {
+                let fix = match reason.kind() {
+                    io::ErrorKind::NotFound => {
+                        format!("write one there, or name another with --config FILE or {PATH_VARIABLE}")
+                    }
+                    _ => "make it readable for hookgate's user".into(),
+                };
+                return Err(whole(format!("the configuration cannot be read: {reason}; {fix}")));
+            }
+            Err(error) => return Err(whole(error.to_string())),
+        };
+        match str::from_utf8(&content) {
+            Ok(text) => Self::parse(path, text),
+            Err(error) => {
+                let good = content.get(..error.valid_up_to()).unwrap_or_default();
+                let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
+                let text = "the configuration is not UTF-8; save it as UTF-8".into();
+                Err(Report::new(vec![Mistake {
+                    file: path.to_owned(),
+                    place: Some(place),
+                    key: String::new(),
+                    text,
+                }]))
+            }
+        }
+    }
+
+    /// Checks the text of a configuration file. `path` is the file's name in reports.
+    ///
+    /// # Errors
+    ///
+    /// A [`Report`] of every mistake.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Report> {
+        Self::parse_in(path, text, SystemTime::now(), &variable)
+    }
+
+    fn parse_in(
+        path: &Path,
+        text: &str,
+        now: SystemTime,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, Report> {
+        let (tree, errors) = DeTable::parse_recoverable(text);
+        let context = Context::new(path, text, now, variable);
+        context.name_file(path);
+        if !errors.is_empty() {
+            // What is left of a broken file says little, so nothing else is reported about it.
+            for error in errors {
+                let at = error.span().map_or(0, |span| span.start);
+                context.mistake(at, "", format_args!("not TOML: {}", error.message()));
+            }
+            return Err(Report::new(context.finish().mistakes));
+        }
+        let Settings { server, ops, log, dedupe, webhooks } =
+            Settings::read(Table::root(&context, tree.get_ref()));
+        let Findings { mistakes, mut warnings, files } = context.finish();
+        if !mistakes.is_empty() {
+            return Err(Report::new(mistakes));
+        }
+        report::sort(&mut warnings);
+        Ok(Self { path: path.to_owned(), server, ops, log, dedupe, webhooks, warnings, files })
+    }
+}
+
+/// Which configuration file is meant: the one of `--config`, else that of `HOOKGATE_CONFIG`, else
+/// [`DEFAULT_PATH`].
+#[must_use]
+pub fn find(flag: Option<PathBuf>) -> PathBuf {
+    flag.or_else(|| variable(PATH_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from))
+        .unwrap_or_else(|| DEFAULT_PATH.into())
+}
+
+/// What `RUST_LOG` says, if it says something.
+#[must_use]
+pub fn rust_log() -> Option<String> {
+    variable("RUST_LOG").and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+}
+
+/// The value of an environment variable.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,209 @@
+//! What `[[webhook.destination]]` may say.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+
+use super::{
+    file::{LONGEST, label, unix_path_mistake},
+    origin::{Source, header_value, read_bounded},
+    reader::{Item, Table},
+    webhook::{Taken, events, name_of, tables},
+};
+use crate::{
+    delivery::destination::{Format, Settings, is_reserved_header},
+    upstream::target::{Address, Target},
+    webhook::{event::Scope, filter::Events},
+};
+
+/// What of a destination its settings do not hold.
+#[derive(Debug, Clone)]
+pub struct Destination {
+    /// Its URL, as written.
+    pub url: String,
+    /// Where the trusted certificates come from.
+    pub ca: Option<PathBuf>,
+    /// The names of the configured headers, as written, and where their values come from.
+    pub headers: Vec<(String, Source)>,
+}
+
+/// All destinations of a webhook whose events are `wanted`.
+pub(super) fn destinations(
+    webhook: &mut Table<'_>,
+    scope: Option<Scope>,
+    wanted: Option<&Events>,
+    queued: bool,
+) -> Option<(Vec<Settings>, Vec<Destination>)> {
+    const EXAMPLE: &str = "write [[webhook.destination]] with url = \"http://127.0.0.1:3000/hooks/pulumi\"";
+
+    let before = webhook.context.mistakes();
+    let item = webhook.require("destination", format_args!("deliveries have to go somewhere; {EXAMPLE}"))?;
+    let mut names = Taken::new("name", "destination");
+    let mut all = Vec::new();
+    for (number, table) in (1..).zip(tables(&item, "destination", EXAMPLE)) {
+        if number == 2 && !queued {
+            table.mistake("is the second destination: a webhook has one as long as there is no [queue]; remove it, or give it a webhook of its own");
+        }
+        let name = name_of(&table, "destination", number);
+        names.claim(&table, &name, &name);
+        all.extend(destination(table, name, scope, wanted));
+    }
+    (webhook.context.mistakes() == before).then(|| all.into_iter().unzip())
+}
+
+fn destination(
+    mut table: Table<'_>,
+    name: String,
+    scope: Option<Scope>,
+    wanted: Option<&Events>,
+) -> Option<(Settings, Destination)> {
+    table.take("name").and_then(|item| label(&item));
+    let url = table.require("url", "write url = \"http://HOST:PORT/PATH\"").and_then(|item| url(&item));
+    let format = table.read("format", Format::default(), format);
+    let timeout =
+        table.read("timeout", Settings::TIMEOUT, |item| item.duration(Duration::from_millis(1)..=LONGEST));
+    let (headers, sources) = table.take("headers").map(headers).unwrap_or_default();
+    let ca = table.take("ca").and_then(|item| ca(&item, url.as_ref().map(|(_, target)| target)));
+    let events = table.take("events").and_then(|item| {
+        let events = events(&item, scope)?;
+        if wanted.is_some_and(|wanted| !wanted.overlap(&events)) {
+            item.warning(
+                "none of these is among the webhook's `events`, so nothing ever goes to this destination",
+            );
+        }
+        Some(events)
+    });
+    table.not_built(
+        "identity",
+        "remove it; a client certificate towards the upstream is the job of a proxy beside it until then",
+    );
+    table.finish();
+
+    let (url, target) = url?;
+    let (ca_file, ca) = ca.unzip();
+    Some((
+        Settings { name, target, format, timeout, headers, ca, events },
+        Destination { url, ca: ca_file, headers: sources },
+    ))
+}
+
+fn url(item: &Item<'_>) -> Option<(String, Target)> {
+    let text = item.text("a URL such as \"http://127.0.0.1:3000/hooks/pulumi\"")?;
+    // The text is not repeated: it can have a password in it.
+    let target = match Target::parse(text) {
+        Ok(target) => target,
+        Err(error) => {
+            item.mistake(error);
+            return None;
+        }
+    };
+    if let Address::Unix(path) = &target.address
+        && let Some(wrong) = path.to_str().and_then(unix_path_mistake)
+    {
+        item.mistake(wrong);
+        return None;
+    }
+    Some((text.to_owned(), target))
+}
+
+fn format(item: &Item<'_>) -> Option<Format> {
+    const LATER: [&str; 4] = ["cloudevents", "slack", "ms_teams", "pulumi_deployments"];
+    let text = item.text("\"raw\"")?;
+    if text == "raw" {
+        return Some(Format::Raw);
+    }
+    if LATER.contains(&text) {
+        item.mistake(format_args!(
+            "`{text}` is not built yet: write \"raw\", the delivery as it came, or remove the key"
+        ));
+    } else {
+        item.mistake(format_args!(
+            "`{text}` is no format: write \"raw\", the delivery as it came, or remove the key"
+        ));
+    }
+    None
+}
+
+/// Headers that go out beside hookgate's own. Their values are marked sensitive, wherever they come from.
+fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
+    let mut headers = HeaderMap::new();
+    let mut sources = Vec::new();
+    let Some(table) = item.table("a table such as { Authorization = { file = \"…\" } }") else {
+        return (headers, sources);
+    };
+    for (written, item) in table.entries() {
+        let (context, at, key_at, key) = (item.context, item.at, item.key_at, item.key.clone());
+        let name = HeaderName::from_bytes(written.as_bytes()).ok();
+        match &name {
+            None => context.mistake(key_at, &key, "is no name of a header: letters, digits and - are"),
+            Some(name) if is_reserved_header(name) => context.mistake(
+                key_at,
+                &key,
+                "is a header that hookgate sets itself or that belongs to a single connection: remove it",
+            ),
+            Some(name) if headers.contains_key(name) => context.mistake(
+                key_at,
+                &key,
+                "is a header that is here already: upper and lower case are the same, remove one",
+            ),
+            Some(_) => {}
+        }
+        let Some((bytes, source)) = header_value(item) else { continue };
+        let Ok(mut value) = HeaderValue::from_bytes(&bytes) else {
+            context.mistake(
+                at,
+                &key,
+                "the value is none that a header can have: it has a line break or another control character in it",
+            );
+            continue;
+        };
+        value.set_sensitive(true);
+        if let Some(name) = name {
+            headers.insert(name, value);
+            sources.push((written.to_owned(), source));
+        }
+    }
+    (headers, sources)
+}
+
+/// The file of certificates to trust, and its content.
+fn ca(item: &Item<'_>, target: Option<&Target>) -> Option<(PathBuf, Vec<u8>)> {
+    /// Certificates of every public authority together have a quarter of this.
+    const MAX_CA: usize = 1 << 20;
+
+    let path = Path::new(item.text("a path in quotes")?);
+    if let Some(Target { address: Address::Tcp { tls: false, .. } | Address::Unix(_), .. }) = target {
+        item.mistake("is for https only, and this URL is none: remove it, or write https://");
+        return None;
+    }
+    item.context.name_file(path);
+    let content = match read_bounded(path, MAX_CA) {
+        Ok(content) => content.to_vec(),
+        Err(error) => {
+            item.mistake(format_args!("{error}; put the PEM certificates of the authorities to trust there"));
+            return None;
+        }
+    };
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
+    match certificates {
+        Ok(found) if !found.is_empty() => Some((path.to_owned(), content)),
+        Ok(_) => {
+            item.mistake(format_args!(
+                "{} holds no certificate: it has to be in PEM, with -----BEGIN CERTIFICATE-----",
+                path.display()
+            ));
+            None
+        }
+        Err(_) => {
+            item.mistake(format_args!(
+                "{} is not whole: it has to be PEM certificates, each from BEGIN to END",
+                path.display()
+            ));
+            None
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! What the file may say, from its top to its bottom: sections, keys, bounds. The webhooks are in
+//! [`webhook`](super::webhook).
+//!
+//! Defaults are those of the settings that a section becomes, and stand nowhere else.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    reader::{Item, Table, nearest},
+    webhook::{Webhook, webhooks},
+};
+use crate::{
+    delivery::dedupe,
+    ingress::server::{self, Address},
+    ops::{self, log},
+};
+
+/// Everything that a file says.
+pub(super) struct Settings {
+    pub(super) server: server::Settings,
+    pub(super) ops: ops::Settings,
+    pub(super) log: log::Settings,
+    pub(super) dedupe: dedupe::Settings,
+    pub(super) webhooks: Vec<Webhook>,
+}
+
+impl Settings {
+    /// Reads the whole file. What is wrong is noted, and the default stands in for it.
+    pub(super) fn read(mut root: Table<'_>) -> Self {
+        let server = section(&mut root, "server").map(server).unwrap_or_default();
+        let ops = section(&mut root, "ops").map(|table| ops(table, &server.listen)).unwrap_or_default();
+        let log = section(&mut root, "log").map(log).unwrap_or_default();
+        let dedupe = section(&mut root, "dedupe").map(dedupe).unwrap_or_default();
+        root.not_built("console", "remove it; /metrics and the log say what became of a delivery until then");
+        root.not_built(
+            "queue",
+            "remove it; without it each delivery is handed on at once, and the upstream's answer is Pulumi's",
+        );
+        let queued = root.find("queue").is_some();
+        let webhooks = webhooks(&mut root, queued);
+        root.finish();
+        Self { server, ops, log, dedupe, webhooks }
+    }
+}
+
+fn section<'c>(root: &mut Table<'c>, name: &'static str) -> Option<Table<'c>> {
+    root.take(name)?.table(&format!("a table: write [{name}]"))
+}
+
+/// No wait is shorter than this, or it would never end in time.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// No wait is longer: what takes a day is stuck.
+pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn server(mut table: Table<'_>) -> server::Settings {
+    const MAX_BODY: usize = 1 << 30;
+    // The arithmetic of permits needs room above it, also where a word has 32 bits.
+    const MAX_INFLIGHT: usize = usize::MAX >> 4;
+
+    let default = server::Settings::default();
+    let before = table.context.mistakes();
+    let timeout = |item: &Item<'_>| item.duration(SHORTEST..=LONGEST);
+    let settings = server::Settings {
+        listen: table.read("listen", default.listen, listen),
+        max_body: table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY)),
+        max_header: table.read("max_header", default.max_header, |item| item.size(1 << 10..=1 << 20)),
+        max_connections: table
+            .read("max_connections", default.max_connections, |item| item.count(1..=1_000_000)),
+        max_inflight_bytes: table.read("max_inflight_bytes", default.max_inflight_bytes, |item| {
+            item.size(1..=MAX_INFLIGHT.min(1 << 40))
+        }),
+        header_timeout: table.read("header_timeout", default.header_timeout, timeout),
+        body_timeout: table.read("body_timeout", default.body_timeout, timeout),
+        idle_timeout: table.read("idle_timeout", default.idle_timeout, timeout),
+        drain_timeout: table
+            .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
+    };
+    table.not_built("tls", "remove it; TLS towards the world is the job of an ingress in front until then");
+    if table.context.mistakes() == before && settings.max_inflight_bytes < settings.max_body {
+        let text = "is below `max_body`, so that the longest body would never be let in: raise it, or lower `max_body`";
+        match table.find("max_inflight_bytes").or_else(|| table.find("max_body")) {
+            Some(item) => table.context.mistake(item.at, &table.path("max_inflight_bytes"), text),
+            None => table.mistake(text),
+        }
+    }
+    table.finish();
+    settings
+}
+
+/// `[ops]`. `taken` is the address of the other listener.
+fn ops(mut table: Table<'_>, taken: &Address) -> ops::Settings {
+    let default = ops::Settings::default();
+    let listen = table.read("listen", default.listen, |item| match listen(item)? {
+        Address::Tcp(address) => Some(address),
+        Address::Unix(_) => {
+            item.mistake("this listener has an IP address and a port only: write e.g. \"127.0.0.1:9090\"");
+            None
+        }
+    });
+    if let (Address::Tcp(taken), Some(item)) = (taken, table.find("listen"))
+        && overlap(*taken, listen)
+    {
+        item.mistake(format_args!("{listen} is taken by `server.listen`: choose another port"));
+    }
+    table.finish();
+    ops::Settings { listen }
+}
+
+/// Whether the kernel refuses the second of two listeners.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let whole = |address: IpAddr| address.is_unspecified();
+    a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || whole(a.ip()) || whole(b.ip()))
+}
+
+/// An address to listen on: `IP:PORT` or `unix:/PATH`.
+fn listen(item: &Item<'_>) -> Option<Address> {
+    const WANTED: &str = "\"IP:PORT\" such as \"0.0.0.0:8080\", or \"unix:/PATH\"";
+    if let Some(port) = item.value.as_integer() {
+        item.mistake(format_args!(
+            "has to be {WANTED}: write \"0.0.0.0:{port}\" for every address of this machine"
+        ));
+        return None;
+    }
+    let text = item.text(WANTED)?;
+    if let Some(path) = text.strip_prefix("unix:") {
+        return match unix_path_mistake(path) {
+            Some(what) => {
+                item.mistake(what);
+                None
+            }
+            None => Some(Address::Unix(PathBuf::from(path))),
+        };
+    }
+    if let Ok(address) = text.parse() {
+        return Some(Address::Tcp(address));
+    }
+    match text.rsplit_once(':') {
+        Some(("", port)) if port.parse::<u16>().is_ok() => {
+            item.mistake(format_args!(
+                "`{text}` has no IP address: write \"0.0.0.0:{port}\", or \"[::]:{port}\" for IPv6 as well"
+            ));
+        }
+        Some(("localhost", port)) if port.parse::<u16>().is_ok() => {
+            item.mistake(format_args!("has to be an IP address, not a name: write \"127.0.0.1:{port}\""));
+        }
+        _ => item.mistake(format_args!("`{text}` is no address to listen on: write {WANTED}")),
+    }
+    None
+}
+
+/// What is wrong with the path of a unix socket, if anything is.
+pub(super) fn unix_path_mistake(path: &str) -> Option<&'static str> {
+    /// What the kernel's structure has room for, without the byte that ends it.
+    const MAX_SOCKET_PATH: usize = 107;
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+        Some("the path of a unix socket has to be absolute: write \"unix:/run/hookgate/http.sock\"")
+    } else if path.len() > MAX_SOCKET_PATH {
+        Some("the path of a unix socket has at most 107 bytes: choose a shorter one")
+    } else {
+        None
+    }
+}
+
+fn log(mut table: Table<'_>) -> log::Settings {
+    let default = log::Settings::default();
+    let settings = log::Settings {
+        format: table.read("format", default.format, |item| {
+            item.word(&[("json", log::Format::Json), ("text", log::Format::Text)])
+        }),
+        level: table.read("level", default.level, level),
+    };
+    table.finish();
+    settings
+}
+
+/// A tracing filter directive.
+fn level(item: &Item<'_>) -> Option<String> {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let text = item.text("a level such as \"info\" or a filter directive such as \"hookgate=debug\"")?;
+    // A word that is no level is the name of a target, of which everything is then logged and of all else nothing.
+    for word in text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[', ':'])) {
+        let known = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || matches!(word, "hookgate");
+        if !known {
+            let similar = nearest(word, LEVELS.into_iter()).unwrap_or("info");
+            item.mistake(format_args!(
+                "`{word}` is no level: did you mean \"{similar}\"? A target is written with its level, as in \"hookgate=debug\""
+            ));
+            return None;
+        }
+    }
+    if let Err(error) = EnvFilter::builder().parse(text) {
+        item.mistake(format_args!(
+            "`{text}` is no filter directive ({error}): write a level such as \"info\", or TARGET=LEVEL pairs such as \"info,hookgate=debug\""
+        ));
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+fn dedupe(mut table: Table<'_>) -> dedupe::Settings {
+    let default = dedupe::Settings::default();
+    let longest = Duration::from_secs(30 * 24 * 60 * 60);
+    let window = table.read("window", default.window, |item| item.duration(Duration::ZERO..=longest));
+    table.finish();
+    dedupe::Settings { window }
+}
+
+/// A name that labels logs and metrics, and is sent in headers.
+pub(super) fn label(item: &Item<'_>) -> Option<String> {
+    const WANTED: &str = "1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'";
+    let text = item.text(&format!("a name: {WANTED}"))?;
+    let fits = is_label(text);
+    if !fits {
+        item.mistake(format_args!("`{text}` is no name: it has to be {WANTED}"));
+    }
+    fits.then(|| text.to_owned())
+}
+
+/// Whether a text follows the grammar of names.
+pub(super) fn is_label(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}

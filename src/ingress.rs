@@ -1,0 +1,15 @@
+//! The receiving side: what comes from the world.
+//!
+//! [`server`] accepts connections and knows no webhooks; [`receive`] is the path of a request.
+
+mod body;
+mod connection;
+mod framing;
+pub mod receive;
+pub mod rejection;
+pub mod route;
+pub mod server;
+pub mod tls;
+
+pub use body::Budget;
+pub use connection::Shared;

@@ -1,0 +1,300 @@
+//! The socket of one sender, with every wait bounded.
+//!
+//! [`Guarded`] stands between hyper and the socket. It ends connections that are silent, slow with a head, idle,
+//! or do not read their answer; it watches the framing; and it lets an answer to an unread body arrive before the
+//! connection is closed. The deadline of a body is not here: it is the request's, see [`super::body`].
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{framing::Framing, server::Settings};
+
+/// What the requests of a connection and its socket tell each other.
+#[derive(Debug, Default)]
+pub struct Shared {
+    phase: AtomicU8,
+    ambiguous: AtomicBool,
+    unread: AtomicBool,
+    closing: AtomicBool,
+    cut: AtomicBool,
+}
+
+/// What a connection is waiting for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The first byte of the first request.
+    Opened = 0,
+    /// The end of a head.
+    Head = 1,
+    /// The service: deadlines are the request's.
+    Request = 2,
+    /// Its answer is being written.
+    Answer = 3,
+    /// The first byte of the next request.
+    Idle = 4,
+}
+
+impl Shared {
+    fn phase(&self) -> Phase {
+        match self.phase.load(Relaxed) {
+            0 => Phase::Opened,
+            1 => Phase::Head,
+            2 => Phase::Request,
+            3 => Phase::Answer,
+            _ => Phase::Idle,
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        let number = match phase {
+            Phase::Opened => 0,
+            Phase::Head => 1,
+            Phase::Request => 2,
+            Phase::Answer => 3,
+            Phase::Idle => 4,
+        };
+        self.phase.store(number, Relaxed);
+    }
+
+    /// A head is complete; its request is being served.
+    pub(super) fn request_begins(&self) {
+        self.enter(Phase::Request);
+    }
+
+    /// The request has its answer.
+    pub(super) fn request_ends(&self) {
+        self.enter(Phase::Answer);
+    }
+
+    /// Not all of the request's body was read, so the connection ends with its answer.
+    pub(super) fn leave_unread(&self) {
+        self.unread.store(true, Relaxed);
+    }
+
+    /// Whether a head came on this connection that can be read in two ways.
+    pub fn is_ambiguous(&self) -> bool {
+        self.ambiguous.load(Relaxed)
+    }
+
+    /// Makes the next answer the connection's last: see [`Shared::is_closing`].
+    pub(super) fn close_after_answer(&self) {
+        self.closing.store(true, Relaxed);
+    }
+
+    /// Whether the service is ending, so that an answer has to say that it is the connection's last.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
+    }
+
+    /// Ends what is still waiting: see [`Shared::is_cut`].
+    pub(super) fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+
+    /// Whether the drain's deadline has passed, so that requests have to end now.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
+}
+
+/// A sender's socket with deadlines.
+#[derive(Debug)]
+pub(super) struct Guarded<T> {
+    socket: T,
+    shared: Arc<Shared>,
+    framing: Framing,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    read: Deadline,
+    write: Deadline,
+    linger: Option<Linger>,
+}
+
+/// A point in time that moves often and passes rarely: the timer is set again only when it went off too early.
+#[derive(Debug, Default)]
+struct Deadline {
+    at: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Deadline {
+    fn set(&mut self, after: Duration) {
+        self.at = Some(Instant::now() + after);
+    }
+
+    /// Ready once the time has passed. The task is woken then.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(at) = self.at else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if timer.deadline() >= at {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(at);
+        }
+    }
+}
+
+/// Reading on after our side is closed, so that the kernel does not answer unread bytes with a reset that would
+/// destroy our answer on its way.
+#[derive(Debug)]
+struct Linger {
+    left: usize,
+    deadline: Deadline,
+}
+
+/// How long, and for how many bytes, an unread body is read on.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 16 << 20;
+
+impl<T> Guarded<T> {
+    pub(super) fn new(socket: T, shared: Arc<Shared>, settings: &Settings) -> Self {
+        let mut read = Deadline::default();
+        read.set(settings.header_timeout);
+        Self {
+            socket,
+            shared,
+            framing: Framing::default(),
+            header_timeout: settings.header_timeout,
+            idle_timeout: settings.idle_timeout,
+            read,
+            write: Deadline::default(),
+            linger: None,
+        }
+    }
+
+    /// Looks at what came, and moves the deadline to what is now awaited.
+    fn received(&mut self, bytes: &[u8]) {
+        match self.shared.phase() {
+            Phase::Idle => {
+                self.shared.enter(Phase::Head);
+                self.read.set(self.header_timeout);
+            }
+            Phase::Opened => self.shared.enter(Phase::Head),
+            Phase::Head | Phase::Request | Phase::Answer => {}
+        }
+        self.framing.feed(bytes);
+        if self.framing.is_ambiguous() {
+            self.shared.ambiguous.store(true, Relaxed);
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
+    /// A write that makes the peer wait for too long ends the connection.
+    fn bound_write<R>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if write.is_pending() {
+            if self.write.at.is_none() {
+                // From the first wait to the end of the answer: reading it byte by byte does not help.
+                self.write.set(self.idle_timeout);
+            }
+            ready!(self.write.poll(cx));
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        write
+    }
+
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| {
+            let mut deadline = Deadline::default();
+            deadline.set(LINGER_TIME);
+            Linger { left: LINGER_BYTES, deadline }
+        });
+        let mut scratch = [0; 4096];
+        while linger.left > 0 {
+            let mut buffer = ReadBuf::new(&mut scratch);
+            match Pin::new(&mut self.socket).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    linger.left = linger.left.saturating_sub(buffer.filled().len());
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return linger.deadline.poll(cx),
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.shared.phase() == Phase::Answer {
+            // hyper asks for the next head: the answer is written.
+            this.shared.enter(Phase::Idle);
+            this.read.set(this.idle_timeout);
+            this.write.at = None;
+        }
+        let before = buffer.filled().len();
+        match Pin::new(&mut this.socket).poll_read(cx, buffer) {
+            Poll::Ready(Ok(())) => {
+                this.received(buffer.filled().get(before..).unwrap_or_default());
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => match this.shared.phase() {
+                Phase::Opened | Phase::Head | Phase::Idle => {
+                    ready!(this.read.poll(cx));
+                    Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+                }
+                Phase::Request | Phase::Answer => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let write = Pin::new(&mut self.socket).poll_write(cx, bytes);
+        self.bound_write(cx, write)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let write = Pin::new(&mut self.socket).poll_write_vectored(cx, slices);
+        self.bound_write(cx, write)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flush = Pin::new(&mut self.socket).poll_flush(cx);
+        self.bound_write(cx, flush)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.linger.is_none() {
+            let shutdown = Pin::new(&mut self.socket).poll_shutdown(cx);
+            ready!(self.bound_write(cx, shutdown))?;
+        }
+        if self.shared.unread.load(Relaxed) {
+            ready!(self.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,425 @@
+//! The path of a request, from its head to its answer.
+//!
+//! [`Gate::admit`] is that path: one function, read from top to bottom. Every step either lets the request on to
+//! the next one or ends it. What stands before the signature check touches the head only.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode, Version,
+    body::{Body, Incoming},
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING},
+    http::request::Parts,
+};
+use tokio::time::Instant;
+use tracing::{Level, enabled, info, warn};
+
+use super::{
+    Shared,
+    body::{self, Budget},
+    rejection::{Answer, Outcome, Reason, Refusal, Rejection},
+    route::{Routes, Webhook},
+    server::{Handler, Peer},
+};
+use crate::{
+    delivery::{
+        attempt,
+        destination::{Parcel, TRACEPARENT},
+        dispatch::{Direct, Dispatched},
+    },
+    ops::metrics::{ForWebhook, Metrics},
+    upstream::Failure,
+    webhook::{
+        filter::Verdict,
+        headers::{self, DeliveryId, EventKind},
+        payload::{Agreement, Delivery},
+        signature::Signature,
+    },
+};
+
+/// The limits of a request.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// The longest body, in bytes.
+    pub max_body: usize,
+    /// From the end of the head to the end of the body.
+    pub body_timeout: Duration,
+    /// The bytes of all bodies together.
+    pub budget: Budget,
+}
+
+/// What requests pass through. One for each thread; the parts behind it are shared.
+#[derive(Debug, Clone)]
+pub struct Gate {
+    /// The webhooks in force. A request keeps those it began with.
+    pub routes: Arc<ArcSwap<Routes>>,
+    /// The limits of a request.
+    pub limits: Limits,
+    /// How accepted deliveries are handed on.
+    pub dispatch: Arc<Direct>,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// What requests to a path that is not configured count.
+    pub unrouted: Arc<ForWebhook>,
+    /// Which thread this is: see [`crate::upstream::Upstream::new`].
+    pub lane: usize,
+}
+
+/// What is known of a request, for its line in the log.
+#[derive(Default)]
+struct Trail<'r> {
+    webhook: Option<&'r Webhook>,
+    id: Option<&'r str>,
+    kind: Option<&'r str>,
+    event: Option<&'r str>,
+    upstream_status: Option<StatusCode>,
+    reason: Option<Reason>,
+    /// The body was read to its end.
+    body_read: bool,
+}
+
+impl Handler for Gate {
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+        connection: &Arc<Shared>,
+    ) -> Response<Full<Bytes>> {
+        let began = Instant::now();
+        self.metrics.inflight_requests.inc();
+        let (head, body) = request.into_parts();
+        let routes = self.routes.load();
+        let mut trail = Trail { body_read: body.is_end_stream(), ..Trail::default() };
+
+        let admitted = {
+            let mut admit = pin!(self.admit(&routes, &head, body, connection, &mut trail));
+            // At the end of a drain every request that is still here is answered, whatever it waits for.
+            std::future::poll_fn(|cx| {
+                if connection.is_cut() {
+                    return Poll::Ready(Err(Rejection::Draining.because("cut off by `drain_timeout`")));
+                }
+                admit.as_mut().poll(cx)
+            })
+            .await
+        };
+        let mut answer = admitted.unwrap_or_else(|Refusal { rejection, reason }| {
+            trail.reason = Some(reason);
+            rejection.answer()
+        });
+
+        // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure.
+        if !trail.body_read
+            || connection.is_ambiguous()
+            || connection.is_closing()
+            || head.headers.contains_key(TRANSFER_ENCODING)
+        {
+            answer.close();
+        }
+        if !trail.body_read {
+            connection.leave_unread();
+        }
+        let duration = began.elapsed();
+        self.metrics.inflight_requests.dec();
+        trail
+            .webhook
+            .map_or(&*self.unrouted, |webhook| &webhook.metrics)
+            .request(answer.outcome.index(), duration);
+        trail.log(&answer, peer, duration);
+        answer.response
+    }
+
+    fn connection(&self, opened: bool) {
+        if opened {
+            self.metrics.connections.inc();
+        } else {
+            self.metrics.connections.dec();
+        }
+    }
+}
+
+impl Gate {
+    /// The path of a request: receive, verify, identify, filter, dispatch.
+    async fn admit<'r>(
+        &self,
+        routes: &'r Routes,
+        head: &'r Parts,
+        body: Incoming,
+        connection: &Shared,
+        trail: &mut Trail<'r>,
+    ) -> Result<Answer, Refusal> {
+        // Receive.
+        let Some(webhook) = routes.find(head.uri.path()) else {
+            return Err(Rejection::NotFound.because("no webhook has this path"));
+        };
+        trail.webhook = Some(webhook);
+        if head.method != Method::POST {
+            return Err(Rejection::MethodNotAllowed.because("the method is not POST"));
+        }
+        check_framing(head, connection)?;
+        let content_type = check_media_type(&head.headers)?;
+        let (signature, signature_header) = read_signature(&head.headers)?;
+        let held =
+            body::read(body, self.limits.max_body, self.limits.body_timeout, &self.limits.budget).await?;
+        trail.body_read = true;
+
+        // Verify.
+        let now = SystemTime::now();
+        let Ok(verified) = webhook.verifier.verify(held.bytes.clone(), &signature, now) else {
+            return Err(Rejection::BadSignature.because("the signature fits none of the secrets in force"));
+        };
+        webhook.metrics.secret_used(verified.key(), now);
+
+        // Identify.
+        let (id_header, kind_header) =
+            (single(&head.headers, headers::ID)?, single(&head.headers, headers::KIND)?);
+        let Ok(id) = DeliveryId::parse(id_header.as_bytes()) else {
+            return Err(Rejection::BadHeader.because("Pulumi-Webhook-ID is malformed"));
+        };
+        trail.id = Some(id.as_str());
+        let Ok(kind) = EventKind::parse(kind_header.as_bytes()) else {
+            return Err(Rejection::BadHeader.because("Pulumi-Webhook-Kind is malformed"));
+        };
+        trail.kind = Some(kind.as_str());
+        let delivery = Delivery::identify(&verified, id, kind)
+            .map_err(|error| Refusal { rejection: Rejection::BadPayload, reason: Reason::Payload(error) })?;
+        let event = delivery.event();
+        trail.event = Some(event.map_or(kind.as_str(), |event| event.name));
+
+        // Filter.
+        match webhook.filter.judge(&delivery) {
+            Verdict::Forward => {}
+            Verdict::Ignore(unwanted) => {
+                trail.reason = Some(Reason::Said(unwanted.reason()));
+                return Ok(Answer::done(Outcome::Filtered));
+            }
+            Verdict::Pong => return Ok(Answer::done(Outcome::Pong)),
+            Verdict::KindMismatch(mismatch) => {
+                return Err(Refusal {
+                    rejection: Rejection::KindMismatch,
+                    reason: Reason::Mismatch(mismatch),
+                });
+            }
+            Verdict::WrongOrganization => {
+                return Err(
+                    Rejection::WrongOrganization.because("the payload names another organization, or none")
+                );
+            }
+        }
+        if let Agreement::Differs(mismatch) = delivery.agreement {
+            trail.reason = Some(Reason::Mismatch(mismatch));
+        }
+
+        // Dispatch.
+        let parcel = Parcel {
+            body: held.bytes.clone(),
+            content_type: content_type.clone(),
+            id: id_header.clone(),
+            kind: kind_header.clone(),
+            signature: signature_header.clone(),
+            event: event.map_or_else(|| kind_header.clone(), |event| HeaderValue::from_static(event.name)),
+            kind_verified: delivery.agreement == Agreement::Proven,
+            traceparent: continue_trace(&head.headers),
+        };
+        let dispatched = self
+            .dispatch
+            .dispatch(&webhook.name, id.as_str(), &webhook.destination, &parcel, self.lane)
+            .await;
+        match dispatched {
+            Dispatched::Tried(attempt::Outcome::Delivered(reply) | attempt::Outcome::Declined(reply)) => {
+                trail.upstream_status = Some(reply.status);
+                Ok(Answer::relay(reply))
+            }
+            Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
+                rejection: match error.kind {
+                    Failure::Unreachable => Rejection::UpstreamUnreachable,
+                    Failure::BadAnswer => Rejection::UpstreamBadAnswer,
+                    Failure::Timeout => Rejection::UpstreamTimeout,
+                },
+                reason: Reason::Upstream(error),
+            }),
+            Dispatched::Duplicate => Ok(Answer::done(Outcome::Duplicate)),
+            Dispatched::Conflict => Err(Rejection::IdConflict
+                .because("another body was delivered under this ID within `dedupe.window`")),
+        }
+    }
+}
+
+/// Refuses what hyper accepts but another program in the chain might read otherwise.
+fn check_framing(head: &Parts, connection: &Shared) -> Result<(), Refusal> {
+    let count = |name| head.headers.get_all(name).iter().count();
+    if connection.is_ambiguous() {
+        return Err(Rejection::BadRequest.because("lengths or line ends that can be read in two ways"));
+    }
+    let mut encodings = head.headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(encoding) = encodings.next() {
+        let chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked");
+        if !chunked || encodings.next().is_some() || head.headers.contains_key(CONTENT_LENGTH) {
+            return Err(Rejection::BadRequest.because("a Transfer-Encoding other than one `chunked` alone"));
+        }
+    }
+    if count(HOST) > 1 || (head.version == Version::HTTP_11 && count(HOST) == 0) {
+        return Err(Rejection::BadRequest.because("not exactly one Host"));
+    }
+    Ok(())
+}
+
+/// JSON, and not encoded: nothing is decoded before it is verified, and nothing after.
+fn check_media_type(headers: &HeaderMap) -> Result<&HeaderValue, Refusal> {
+    let refuse = |reason| Rejection::UnsupportedMediaType.because(reason);
+    let mut types = headers.get_all(CONTENT_TYPE).iter();
+    let (Some(content_type), None) = (types.next(), types.next()) else {
+        return Err(refuse("not exactly one Content-Type"));
+    };
+    let essence = content_type.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
+    if !essence.trim_ascii().eq_ignore_ascii_case(b"application/json") {
+        return Err(refuse("the Content-Type is not application/json"));
+    }
+    if headers.contains_key(CONTENT_ENCODING) {
+        return Err(refuse("a Content-Encoding"));
+    }
+    Ok(content_type)
+}
+
+fn read_signature(headers: &HeaderMap) -> Result<(Signature, &HeaderValue), Refusal> {
+    if !headers.contains_key(headers::SIGNATURE) {
+        return Err(Rejection::MissingSignature.because("no Pulumi-Webhook-Signature"));
+    }
+    let header = single(headers, headers::SIGNATURE)?;
+    match Signature::parse(header.as_bytes()) {
+        Ok(signature) => Ok((signature, header)),
+        Err(_) => Err(Rejection::BadSignature.because("Pulumi-Webhook-Signature is not 64 hex digits")),
+    }
+}
+
+/// The only value of one of Pulumi's headers.
+fn single<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h HeaderValue, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    match (values.next(), values.next()) {
+        (Some(value), None) => Ok(value),
+        (None, _) => Err(Rejection::MissingHeader.because(match name {
+            headers::ID => "no Pulumi-Webhook-ID",
+            _ => "no Pulumi-Webhook-Kind",
+        })),
+        (Some(_), Some(_)) => Err(Rejection::BadHeader.because(match name {
+            headers::ID => "Pulumi-Webhook-ID is given more than once",
+            headers::KIND => "Pulumi-Webhook-Kind is given more than once",
+            _ => "Pulumi-Webhook-Signature is given more than once",
+        })),
+    }
+}
+
+/// The sender's trace with a new parent, or a new trace (W3C Trace Context, version 00).
+fn continue_trace(headers: &HeaderMap) -> HeaderValue {
+    let mut given = headers.get_all(TRACEPARENT).iter();
+    let (trace, flags) = match (given.next().and_then(read_trace), given.next()) {
+        (Some(known), None) => known,
+        _ => (fastrand::u128(1..), 1),
+    };
+    let parent = fastrand::u64(1..);
+    HeaderValue::try_from(format!("00-{trace:032x}-{parent:016x}-{flags:02x}"))
+        .expect("hex digits and hyphens are a header value")
+}
+
+/// Trace ID and flags of a well-formed `traceparent`.
+fn read_trace(value: &HeaderValue) -> Option<(u128, u8)> {
+    let text = value.to_str().ok()?;
+    let mut parts = text.split('-');
+    let mut hex = |digits: usize| {
+        let part = parts.next()?;
+        let lower_hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (part.len() == digits && part.bytes().all(lower_hex)).then_some(part)
+    };
+    let (version, trace, parent, flags) = (hex(2)?, hex(32)?, hex(16)?, hex(2)?);
+    // Later versions may say more behind the flags; this one does not.
+    if version == "ff" || (version == "00" && parts.next().is_some()) {
+        return None;
+    }
+    let trace = u128::from_str_radix(trace, 16).ok()?;
+    let parent = u64::from_str_radix(parent, 16).ok()?;
+    (trace != 0 && parent != 0).then_some((trace, u8::from_str_radix(flags, 16).ok()?))
+}
+
+impl Trail<'_> {
+    /// The one line of a request: what came, what became of it, and why.
+    fn log(&self, answer: &Answer, peer: Peer, duration: Duration) {
+        let refused = matches!(answer.outcome, Outcome::Refused(_));
+        if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
+            return;
+        }
+        let reason = self.reason.as_ref().map(ToString::to_string);
+        macro_rules! line {
+            ($level:ident, $message:literal) => {
+                $level!(
+                    webhook = self.webhook.map(|webhook| webhook.name.as_str()),
+                    delivery.id = self.id,
+                    event.kind = self.kind,
+                    event = self.event,
+                    outcome = answer.outcome.label(),
+                    status = answer.response.status().as_u16(),
+                    upstream.status = self.upstream_status.map(|status| status.as_u16()),
+                    duration_ms = milliseconds(duration),
+                    client.address = peer.map(|peer| peer.to_string()),
+                    reason,
+                    $message
+                )
+            };
+        }
+        if refused {
+            line!(warn, "refused");
+        } else {
+            line!(info, "delivery");
+        }
+    }
+}
+
+/// With three digits behind the point.
+fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traces_are_continued_or_begun() {
+        let trace = |given: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in given {
+                headers.append(TRACEPARENT, HeaderValue::from_static(value));
+            }
+            continue_trace(&headers).to_str().unwrap().to_owned()
+        };
+        const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        let continued = trace(&[GIVEN]);
+        assert!(continued.starts_with("00-0af7651916cd43dd8448eb211c80319c-"));
+        assert!(continued.ends_with("-00"));
+        assert_ne!(continued, GIVEN);
+        for wrong in [
+            &[][..],
+            &[GIVEN, GIVEN],
+            &["00-00000000000000000000000000000000-b7ad6b7169203331-01"],
+            &["00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01"],
+            &["00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+            &["ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"],
+            &["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x"],
+            &["00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"],
+            &["nonsense"],
+        ] {
+            let new = trace(wrong);
+            assert!(
+                new.starts_with("00-") && !new.contains("651916cd43dd8448eb211c80319c"),
+                "{wrong:?}: {new}"
+            );
+            assert!(read_trace(&HeaderValue::try_from(new).unwrap()).is_some());
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! What a request gets for an answer: every outcome with its status, its label and its outward text.
+//!
+//! Pulumi stores answers and shows them to people, so nothing internal is in them: no digest, no address, no
+//! detail of what was wrong inside. Details go to the log, see [`Refusal`].
+
+use std::fmt;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Response, StatusCode,
+    header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+};
+
+use crate::{
+    upstream::{Reply, SendError},
+    webhook::payload::{Mismatch, PayloadError},
+};
+
+/// The header that names the outcome of a request on every answer of ours.
+pub const OUTCOME: HeaderName = HeaderName::from_static("hookgate-outcome");
+
+/// Seconds after which a sender may try again when we could not serve it.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The upstream answered.
+    Forwarded,
+    /// Genuine, but not wanted.
+    Filtered,
+    /// Delivered before.
+    Duplicate,
+    /// A ping, answered here.
+    Pong,
+    /// Refused, or not handed on.
+    Refused(Rejection),
+}
+
+impl Outcome {
+    /// How many there are.
+    pub const COUNT: usize = 4 + Rejection::ALL.len();
+
+    /// Every outcome, in the order of [`Outcome::index`].
+    pub fn all() -> impl Iterator<Item = Self> {
+        [Self::Forwarded, Self::Filtered, Self::Duplicate, Self::Pong]
+            .into_iter()
+            .chain(Rejection::ALL.into_iter().map(Self::Refused))
+    }
+
+    /// A number below [`Outcome::COUNT`], for tables.
+    #[must_use]
+    pub fn index(self) -> usize {
+        Self::all().position(|outcome| outcome == self).unwrap_or_default()
+    }
+
+    /// The label in header, log and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Forwarded => "forwarded",
+            Self::Filtered => "filtered",
+            Self::Duplicate => "duplicate",
+            Self::Pong => "pong",
+            Self::Refused(rejection) => rejection.label(),
+        }
+    }
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejection {
+    /// The path is not configured.
+    NotFound,
+    /// Not `POST`.
+    MethodNotAllowed,
+    /// Framing that can be read in two ways, or a body that breaks off.
+    BadRequest,
+    /// Not JSON, or encoded.
+    UnsupportedMediaType,
+    /// No signature.
+    MissingSignature,
+    /// A malformed or wrong signature.
+    BadSignature,
+    /// The body is longer than allowed.
+    TooLarge,
+    /// Too many bytes are being held.
+    Overloaded,
+    /// The body was not complete in time.
+    Timeout,
+    /// ID or kind is absent.
+    MissingHeader,
+    /// ID or kind is malformed, or one of the three headers is repeated.
+    BadHeader,
+    /// Not one JSON object in UTF-8.
+    BadPayload,
+    /// The payload does not fit the kind.
+    KindMismatch,
+    /// Another organization than the pinned one.
+    WrongOrganization,
+    /// A recent delivery had this ID and another body.
+    IdConflict,
+    /// No connection to the upstream.
+    UpstreamUnreachable,
+    /// The upstream gave no usable answer.
+    UpstreamBadAnswer,
+    /// The upstream did not answer in time.
+    UpstreamTimeout,
+    /// The service is ending, and this request was not done by then.
+    Draining,
+}
+
+impl Rejection {
+    /// Every rejection.
+    pub const ALL: [Self; 19] = [
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::BadRequest,
+        Self::UnsupportedMediaType,
+        Self::MissingSignature,
+        Self::BadSignature,
+        Self::TooLarge,
+        Self::Overloaded,
+        Self::Timeout,
+        Self::MissingHeader,
+        Self::BadHeader,
+        Self::BadPayload,
+        Self::KindMismatch,
+        Self::WrongOrganization,
+        Self::IdConflict,
+        Self::UpstreamUnreachable,
+        Self::UpstreamBadAnswer,
+        Self::UpstreamTimeout,
+        Self::Draining,
+    ];
+
+    /// Status, label and outward sentence, for each.
+    const fn parts(self) -> (StatusCode, &'static str, &'static str) {
+        /// One text for both: whether a signature was there is no news to its sender, what was wrong is no one's.
+        const UNSIGNED: &str = "The request does not carry a valid signature.";
+        match self {
+            Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "No webhook is received at this path."),
+            Self::MethodNotAllowed => {
+                (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Webhooks are received with POST.")
+            }
+            Self::BadRequest => (StatusCode::BAD_REQUEST, "bad_request", "The request is malformed."),
+            Self::UnsupportedMediaType => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                "The body has to be application/json without Content-Encoding.",
+            ),
+            Self::MissingSignature => (StatusCode::UNAUTHORIZED, "missing_signature", UNSIGNED),
+            Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature", UNSIGNED),
+            Self::TooLarge => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is longer than this service accepts.")
+            }
+            Self::Overloaded => {
+                (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "The service is busy. Try again later.")
+            }
+            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "timeout", "The body did not arrive in time."),
+            Self::MissingHeader => (
+                StatusCode::BAD_REQUEST,
+                "missing_header",
+                "Pulumi-Webhook-ID and Pulumi-Webhook-Kind have to be present.",
+            ),
+            Self::BadHeader => (
+                StatusCode::BAD_REQUEST,
+                "bad_header",
+                "A Pulumi-Webhook header is malformed or given more than once.",
+            ),
+            Self::BadPayload => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "bad_payload", "The body is not one JSON object in UTF-8.")
+            }
+            Self::KindMismatch => (
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "kind_mismatch",
+                "The body is not that of the kind in Pulumi-Webhook-Kind.",
+            ),
+            Self::WrongOrganization => (
+                StatusCode::FORBIDDEN,
+                "wrong_organization",
+                "Deliveries of this organization are not received here.",
+            ),
+            Self::IdConflict => {
+                (StatusCode::CONFLICT, "id_conflict", "A recent delivery had this ID and another body.")
+            }
+            Self::UpstreamUnreachable => {
+                (StatusCode::BAD_GATEWAY, "upstream_unreachable", "The receiving service cannot be reached.")
+            }
+            Self::UpstreamBadAnswer => (
+                StatusCode::BAD_GATEWAY,
+                "upstream_bad_answer",
+                "The receiving service gave no usable answer.",
+            ),
+            Self::UpstreamTimeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                "The receiving service did not answer in time.",
+            ),
+            Self::Draining => {
+                (StatusCode::SERVICE_UNAVAILABLE, "draining", "The service is ending. Try again later.")
+            }
+        }
+    }
+
+    /// The label in header, body, log and metrics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        self.parts().1
+    }
+
+    /// The answer as `application/problem+json` (RFC 9457).
+    #[must_use]
+    pub fn answer(self) -> Answer {
+        let (status, reason, detail) = self.parts();
+        let title = status.canonical_reason().unwrap_or_default();
+        let code = status.as_u16();
+        let body = format!(
+            r#"{{"type":"about:blank","title":"{title}","status":{code},"reason":"{reason}","detail":"{detail}"}}"#
+        );
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match self {
+            Self::MethodNotAllowed => {
+                headers.insert(ALLOW, HeaderValue::from_static("POST"));
+            }
+            Self::Overloaded | Self::Draining => {
+                headers.insert(RETRY_AFTER, RETRY_SECONDS);
+            }
+            _ => {}
+        }
+        Answer::new(Outcome::Refused(self), response)
+    }
+}
+
+/// A refusal with what the log is told about it and the sender is not.
+#[derive(Debug)]
+pub struct Refusal {
+    /// What the sender sees.
+    pub rejection: Rejection,
+    /// What the log says.
+    pub reason: Reason,
+}
+
+/// What was wrong, for the log. Written out only when a line is.
+#[derive(Debug)]
+pub enum Reason {
+    /// In fixed words.
+    Said(&'static str),
+    /// The payload cannot be read.
+    Payload(PayloadError),
+    /// The payload does not fit its kind.
+    Mismatch(Mismatch),
+    /// The upstream gave no answer.
+    Upstream(SendError),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Said(text) => f.write_str(text),
+            Self::Payload(error) => error.fmt(f),
+            Self::Mismatch(mismatch) => mismatch.fmt(f),
+            Self::Upstream(error) => error.fmt(f),
+        }
+    }
+}
+
+impl Rejection {
+    /// Refuses, and says in fixed words why.
+    #[must_use]
+    pub const fn because(self, reason: &'static str) -> Refusal {
+        Refusal { rejection: self, reason: Reason::Said(reason) }
+    }
+}
+
+/// What goes back to the sender.
+#[derive(Debug)]
+pub struct Answer {
+    /// How the request ended.
+    pub outcome: Outcome,
+    /// What is sent.
+    pub response: Response<Full<Bytes>>,
+}
+
+impl Answer {
+    fn new(outcome: Outcome, mut response: Response<Full<Bytes>>) -> Self {
+        response.headers_mut().insert(OUTCOME, HeaderValue::from_static(outcome.label()));
+        Self { outcome, response }
+    }
+
+    /// A 200 of ours, for what is done without the upstream.
+    #[must_use]
+    pub fn done(outcome: Outcome) -> Self {
+        let body = match outcome {
+            Outcome::Filtered => r#"{"outcome":"filtered"}"#,
+            Outcome::Duplicate => r#"{"outcome":"duplicate"}"#,
+            Outcome::Pong => r#"{"outcome":"pong"}"#,
+            Outcome::Forwarded | Outcome::Refused(_) => "",
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Self::new(outcome, response)
+    }
+
+    /// The upstream's answer: status, `Content-Type`, `Retry-After` and body.
+    #[must_use]
+    pub fn relay(reply: Reply) -> Self {
+        let mut response = Response::new(Full::new(reply.body));
+        *response.status_mut() = reply.status;
+        let headers = response.headers_mut();
+        if let Some(value) = reply.content_type {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        if let Some(value) = reply.retry_after {
+            headers.insert(RETRY_AFTER, value);
+        }
+        Self::new(Outcome::Forwarded, response)
+    }
+
+    /// Tells the sender that the connection ends with this answer.
+    pub fn close(&mut self) {
+        self.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_distinct_and_indices_are_places() {
+        let all: Vec<_> = Outcome::all().collect();
+        assert_eq!(all.len(), Outcome::COUNT);
+        for (index, outcome) in all.iter().enumerate() {
+            assert_eq!(outcome.index(), index);
+            assert_eq!(all.iter().filter(|other| other.label() == outcome.label()).count(), 1);
+        }
+    }
+
+    #[test]
+    fn the_outward_text_does_not_tell_a_missing_signature_from_a_wrong_one() {
+        assert_eq!(Rejection::MissingSignature.parts().2, Rejection::BadSignature.parts().2);
+    }
+}

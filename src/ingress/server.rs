@@ -1,0 +1,369 @@
+//! The accept loop: permits, deadlines, drain. Knows no webhooks.
+
+use std::{
+    convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use super::{
+    connection::{Guarded, Shared},
+    tls::Tls,
+};
+
+/// `[server]`: listener and limits. The defaults are those of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: Address,
+    /// The longest body, in bytes.
+    pub max_body: usize,
+    /// The longest head, in bytes.
+    pub max_header: usize,
+    /// Connections at a time; more wait in the kernel's queue.
+    pub max_connections: usize,
+    /// Bodies being held, all requests together, in bytes.
+    pub max_inflight_bytes: usize,
+    /// From the first byte of a head, or from the connect, to its end.
+    pub header_timeout: Duration,
+    /// From the end of the head to the end of the body.
+    pub body_timeout: Duration,
+    /// Between two requests of a connection, and for a peer that does not read its answer.
+    pub idle_timeout: Duration,
+    /// From the signal to the end.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            max_body: 1 << 20,
+            max_header: 16 << 10,
+            max_connections: 1024,
+            max_inflight_bytes: 64 << 20,
+            header_timeout: Duration::from_secs(5),
+            body_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(25),
+        }
+    }
+}
+
+/// Where a listener is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// IP address and port; port 0 lets the kernel choose.
+    Tcp(SocketAddr),
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Both ends of a drain: it begins, and at its deadline what is left is cut.
+#[derive(Debug, Clone, Default)]
+pub struct Drain {
+    begun: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Drain {
+    /// Stops accepting and lets what is in flight finish.
+    pub fn begin(&self) {
+        self.begun.cancel();
+    }
+
+    /// Ends what is left.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Whether it has begun.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.begun.is_cancelled()
+    }
+}
+
+/// How long an idle connection is kept open for one more request when the drain begins: closing it at once would
+/// fail a request that its sender is just writing.
+const LAST_REQUEST: Duration = Duration::from_secs(1);
+
+/// After the cut, how long answers have to get out.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The pause after an accept error that is not one connection's own, such as no file descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A bound listener. Its clones share one queue of connections, so that every thread can have one.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Listener {
+    /// Binds. A unix socket that a dead process left behind is replaced.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => {
+                let listener = std::net::TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Tcp(listener))
+            }
+            Address::Unix(path) => {
+                use std::os::unix::{fs::FileTypeExt, net::UnixListener, net::UnixStream};
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+                if is_socket && UnixStream::connect(path).is_err() {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                Ok(Self::Unix(listener))
+            }
+        }
+    }
+
+    /// Where it is bound; with port 0 configured, the port that the kernel chose.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                Ok(Address::Unix(address.as_pathname().map(Into::into).unwrap_or_default()))
+            }
+        }
+    }
+
+    /// Another handle on the same listener.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
+            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
+        }
+    }
+}
+
+/// Who sends: an address, or a unix socket, which has none.
+pub type Peer = Option<SocketAddr>;
+
+/// What answers requests.
+pub trait Handler: Clone + Send + Sync + 'static {
+    /// Answers one request of a connection.
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+        peer: Peer,
+        connection: &Arc<Shared>,
+    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+
+    /// A connection was opened (`true`) or closed.
+    fn connection(&self, opened: bool);
+}
+
+/// Serves connections until the drain begins, then until they are done or cut.
+///
+/// # Errors
+///
+/// If the listener cannot be used on this runtime.
+pub async fn serve<H: Handler>(
+    listener: Listener,
+    tls: Option<Tls>,
+    settings: &Settings,
+    permits: Arc<Semaphore>,
+    handler: H,
+    drain: Drain,
+) -> io::Result<()> {
+    let tasks = TaskTracker::new();
+    let server = Arc::new(Server { settings: settings.clone(), tls, handler, drain, tasks });
+    match listener {
+        Listener::Tcp(listener) => {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            server
+                .accept(&permits, || async {
+                    let (socket, peer) = listener.accept().await?;
+                    // Answers are written whole; waiting to fill a segment would only delay them.
+                    socket.set_nodelay(true)?;
+                    Ok((socket, Some(peer)))
+                })
+                .await;
+        }
+        Listener::Unix(listener) => {
+            let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
+            let listener = tokio::net::UnixListener::from_std(listener)?;
+            server.accept(&permits, || async { Ok((listener.accept().await?.0, None)) }).await;
+            if let Some(path) = path {
+                // Gone already when another thread was first.
+                drop(std::fs::remove_file(path));
+            }
+        }
+    }
+    server.tasks.close();
+    server.tasks.wait().await;
+    Ok(())
+}
+
+struct Server<H> {
+    settings: Settings,
+    tls: Option<Tls>,
+    handler: H,
+    drain: Drain,
+    tasks: TaskTracker,
+}
+
+impl<H: Handler> Server<H> {
+    async fn accept<S, F>(self: &Arc<Self>, permits: &Arc<Semaphore>, accept: impl Fn() -> F)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        F: Future<Output = io::Result<(S, Peer)>>,
+    {
+        loop {
+            let next = async {
+                let permit = Arc::clone(permits).acquire_owned().await.ok();
+                (permit, accept().await)
+            };
+            // Connections that are waiting when the drain begins were opened in good faith: they are served.
+            let (permit, accepted) = tokio::select! {
+                biased;
+                next = next => next,
+                () = self.drain.begun.cancelled() => return,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    let server = Arc::clone(self);
+                    self.tasks.spawn(async move {
+                        let _permit = permit;
+                        server.open(socket, peer).await;
+                    });
+                }
+                Err(error) if is_the_connections_own(&error) => {}
+                Err(error) => {
+                    warn!(error = %error, "cannot accept a connection, pausing");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn open<S>(&self, socket: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let _open = Open::new(&self.handler);
+        match &self.tls {
+            None => self.connection(socket, peer).await,
+            Some(tls) => match timeout(self.settings.header_timeout, tls.acceptor().accept(socket)).await {
+                Ok(Ok(socket)) => self.connection(socket, peer).await,
+                Ok(Err(error)) => debug!(error = %error, "a TLS handshake failed"),
+                Err(_) => debug!("a TLS handshake took longer than `header_timeout`"),
+            },
+        }
+    }
+
+    async fn connection<S>(&self, socket: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = Arc::new(Shared::default());
+        let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
+        let service = service_fn(|request| {
+            shared.request_begins();
+            let shared = Arc::clone(&shared);
+            async move {
+                let response = self.handler.handle(request, peer, &shared).await;
+                shared.request_ends();
+                Ok::<_, Infallible>(response)
+            }
+        });
+        let connection = http1::Builder::new()
+            .half_close(true)
+            .title_case_headers(true)
+            .max_header_size(self.settings.max_header)
+            .max_buf_size(self.settings.max_header.max(READ_BUFFER))
+            .serve_connection(TokioIo::new(socket), service);
+        let mut connection = pin!(connection);
+        // What a connection's end says about its peer is of no use: requests were answered and logged.
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = self.drain.begun.cancelled() => {}
+        }
+        // A request that is on its way now is still served, and told that it is the connection's last.
+        shared.close_after_answer();
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = self.drain.cut.cancelled() => {}
+            () = sleep(LAST_REQUEST) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        tokio::select! {
+            biased;
+            _ = connection.as_mut() => return,
+            () = self.drain.cut.cancelled() => {}
+        }
+        shared.cut();
+        drop(timeout(FAREWELL, connection).await);
+    }
+}
+
+/// The most that is read of a body at once, in bytes.
+const READ_BUFFER: usize = 64 << 10;
+
+/// Counts a connection while it is open.
+struct Open<'h, H: Handler>(&'h H);
+
+impl<'h, H: Handler> Open<'h, H> {
+    fn new(handler: &'h H) -> Self {
+        handler.connection(true);
+        Self(handler)
+    }
+}
+
+impl<H: Handler> Drop for Open<'_, H> {
+    fn drop(&mut self) {
+        self.0.connection(false);
+    }
+}
+
+/// Errors of one connection that say nothing about the next one.
+fn is_the_connections_own(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected};
+    matches!(
+        error.kind(),
+        ConnectionAborted | ConnectionRefused | ConnectionReset | NotConnected | InvalidInput
+    )
+}

@@ -1,0 +1,84 @@
+//! The log: one line an event, JSON or text, on standard output.
+//!
+//! Lines go through a bounded buffer that a thread of its own writes out, so that a standard output that blocks
+//! or is closed never holds up the service. What does not fit is counted and said when there is room again.
+
+mod sink;
+
+use std::fmt;
+
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry, reload};
+
+pub use sink::{Flush, Sink};
+
+/// `[log]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How lines are written.
+    pub format: Format,
+    /// A tracing filter directive such as `info` or `hookgate=debug`. `RUST_LOG` wins over it.
+    pub level: String,
+}
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { format: Format::default(), level: "info".into() }
+    }
+}
+
+/// Changes the level of a log that is running.
+pub struct Control(Box<dyn Fn(&str) + Send + Sync>);
+
+impl Control {
+    /// Takes another level, unless `RUST_LOG` rules.
+    pub fn set_level(&self, level: &str) {
+        self.0(level);
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Control(..)")
+    }
+}
+
+/// A subscriber that writes to `sink`. `rust_log` is the content of `RUST_LOG`; it wins over the settings unless it
+/// cannot be read.
+pub fn subscriber(
+    settings: &Settings,
+    rust_log: Option<&str>,
+    sink: Sink,
+) -> (impl Subscriber + Send + Sync + use<>, Control) {
+    let ruled = rust_log.and_then(|directives| EnvFilter::builder().parse(directives).ok());
+    let rules = ruled.is_some();
+    let filter = ruled.unwrap_or_else(|| EnvFilter::builder().parse_lossy(&settings.level));
+    let (filter, handle) = reload::Layer::new(filter);
+    let control = Control(Box::new(move |level| {
+        if !rules {
+            // It fails only when the subscriber is gone, and then there is no log to set.
+            drop(handle.reload(EnvFilter::builder().parse_lossy(level)));
+        }
+    }));
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(move || sink.clone());
+    let lines = match settings.format {
+        Format::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
+        }
+        Format::Text => lines.boxed(),
+    };
+    (registry().with(filter).with(lines), control)
+}

@@ -1,0 +1,256 @@
+//! The client side: one send to an upstream, under one deadline, its answer capped.
+//!
+//! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
+//! connection. Redirects are not followed: a 3xx is no usable answer.
+
+mod connect;
+pub mod target;
+
+use std::{
+    error::Error,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::{
+    Request, Response, StatusCode,
+    body::{Body, Incoming},
+    header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
+};
+use tokio::time::{Instant, timeout_at};
+
+use connect::{Connection, Connector};
+pub use connect::{Tls, TlsError};
+use target::Target;
+
+/// The most of an answer's body that is read, in bytes. The rest is not waited for.
+pub const MAX_ANSWER: usize = 64 << 10;
+
+/// Idle connections that a lane keeps. Lanes are few and webhooks are rare: more would only grow stale.
+const MAX_IDLE: usize = 64;
+
+/// After this long an idle connection is not used again: whoever stands between may have forgotten it.
+const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// One upstream: where it is, and the connections to it that are open.
+#[derive(Debug)]
+pub struct Upstream {
+    connector: Connector,
+    timeout: Duration,
+    /// Idle connections, last used last. One lane for each thread that sends, since a connection is driven by the
+    /// thread that opened it.
+    lanes: Vec<Mutex<Vec<Idle>>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// What an upstream answered.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// The status; never 1xx or 3xx.
+    pub status: StatusCode,
+    /// `Content-Type`.
+    pub content_type: Option<HeaderValue>,
+    /// `Retry-After`.
+    pub retry_after: Option<HeaderValue>,
+    /// The body: its first [`MAX_ANSWER`] bytes, or as much of it as came before it broke off.
+    pub body: Bytes,
+}
+
+/// Why there is no usable answer. The text is for the log, not for the sender.
+#[derive(Debug, Clone)]
+pub struct SendError {
+    /// What kind of failure it is.
+    pub kind: Failure,
+    detail: String,
+}
+
+/// Kinds of failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection: the name does not resolve, nobody listens, TLS does not come about.
+    Unreachable,
+    /// Connected, but closed, reset or garbage before a status, or a 1xx or 3xx for one.
+    BadAnswer,
+    /// No status in time.
+    Timeout,
+}
+
+impl SendError {
+    fn new(kind: Failure, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into() }
+    }
+
+    fn unreachable(error: &dyn Error) -> Self {
+        Self::new(Failure::Unreachable, chain(error))
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Failure::Unreachable => "the upstream cannot be reached",
+            Failure::BadAnswer => "the upstream gave no usable answer",
+            Failure::Timeout => "the upstream did not answer in time",
+        };
+        write!(f, "{kind}: {}", self.detail)
+    }
+}
+
+impl Error for SendError {}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text += ": ";
+        text += &cause.to_string();
+        source = cause.source();
+    }
+    text
+}
+
+impl Upstream {
+    /// An upstream without a connection yet. `timeout` runs from the start of a send to the answer's status;
+    /// `lanes` is the number of threads that send.
+    #[must_use]
+    pub fn new(target: Target, tls: Option<Tls>, timeout: Duration, lanes: usize) -> Self {
+        let lanes = (0..lanes.max(1)).map(|_| Mutex::default()).collect();
+        Self { connector: Connector::new(target, tls), timeout, lanes }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn target(&self) -> &Target {
+        self.connector.target()
+    }
+
+    /// Sends the request that `make` makes and waits for the answer.
+    ///
+    /// A pooled connection may turn out to have been closed by the upstream meanwhile. If nothing of an answer came
+    /// on it, the request is made and sent once more, on a new connection.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`] when there is no usable status in time. Once the status is there it decides: a body that
+    /// breaks off or stalls is returned as far as it came.
+    pub async fn send(
+        &self,
+        lane: usize,
+        make: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<Reply, SendError> {
+        let deadline = Instant::now() + self.timeout;
+        let answer = timeout_at(deadline, self.answer(lane, make)).await.map_err(|_elapsed| {
+            SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
+        })??;
+        let (response, connection) = answer;
+        if response.status().is_informational() || response.status().is_redirection() {
+            let status = response.status();
+            return Err(SendError::new(Failure::BadAnswer, format!("it answered {status}")));
+        }
+        let (head, mut body) = response.into_parts();
+        let (bytes, complete) = read_body(&mut body, deadline).await;
+        if complete {
+            self.give_back(lane, connection);
+        }
+        Ok(Reply {
+            status: head.status,
+            content_type: head.headers.get(CONTENT_TYPE).cloned(),
+            retry_after: head.headers.get(RETRY_AFTER).cloned(),
+            body: bytes,
+        })
+    }
+
+    async fn answer(
+        &self,
+        lane: usize,
+        make: impl Fn() -> Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Connection), SendError> {
+        if let Some(mut connection) = self.take_idle(lane) {
+            match connection.send(make()).await {
+                Ok(response) => return Ok((response, connection)),
+                Err(error) if connection.has_answered() => return Err(bad_answer(&error)),
+                Err(_) => {}
+            }
+        }
+        let mut connection = self.connector.connect().await?;
+        match connection.send(make()).await {
+            Ok(response) => Ok((response, connection)),
+            Err(error) => Err(bad_answer(&error)),
+        }
+    }
+
+    /// The idle connection that was used last, if there is one that is still open.
+    fn take_idle(&self, lane: usize) -> Option<Connection> {
+        let mut idle = self.lane(lane)?.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(Idle { connection, since }) = idle.pop() {
+            if since.elapsed() > MAX_IDLE_TIME {
+                // Those below it are older still.
+                idle.clear();
+                return None;
+            }
+            if connection.is_open() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    fn give_back(&self, lane: usize, connection: Connection) {
+        let Some(lane) = self.lane(lane) else { return };
+        let mut idle = lane.lock().unwrap_or_else(PoisonError::into_inner);
+        if connection.is_open() && idle.len() < MAX_IDLE {
+            idle.push(Idle { connection, since: Instant::now() });
+        }
+    }
+
+    fn lane(&self, lane: usize) -> Option<&Mutex<Vec<Idle>>> {
+        self.lanes.get(lane)
+    }
+}
+
+fn bad_answer(error: &hyper::Error) -> SendError {
+    SendError::new(Failure::BadAnswer, chain(error))
+}
+
+/// The body as far as it came until the deadline, at most [`MAX_ANSWER`] bytes, and whether that is all of it.
+async fn read_body(body: &mut Incoming, deadline: Instant) -> (Bytes, bool) {
+    let mut first = Bytes::new();
+    let mut whole = BytesMut::new();
+    while let Ok(frame) = timeout_at(deadline, body.frame()).await {
+        let data = match frame {
+            None => return (if whole.is_empty() { first } else { whole.freeze() }, true),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(_trailers) => continue,
+            },
+            Some(Err(_)) => break,
+        };
+        let room = MAX_ANSWER.saturating_sub(first.len().saturating_add(whole.len()));
+        let enough = data.len() > room;
+        let data = data.slice(..data.len().min(room));
+        if first.is_empty() && whole.is_empty() {
+            first = data;
+        } else {
+            if whole.is_empty() {
+                whole.extend_from_slice(&std::mem::take(&mut first));
+            }
+            whole.extend_from_slice(&data);
+        }
+        if enough {
+            break;
+        }
+        if body.is_end_stream() {
+            return (if whole.is_empty() { first } else { whole.freeze() }, true);
+        }
+    }
+    (if whole.is_empty() { first } else { whole.freeze() }, false)
+}

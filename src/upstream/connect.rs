@@ -1,0 +1,245 @@
+//! Opens connections to an upstream: name, TCP or unix socket, TLS, HTTP.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream, lookup_host},
+    task::AbortHandle,
+};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    Failure, SendError,
+    target::{Address, Target},
+};
+
+/// The longest head of an answer, in bytes.
+const MAX_ANSWER_HEAD: usize = 64 << 10;
+
+/// Whom to trust, and how, for `https` upstreams.
+#[derive(Clone)]
+pub struct Tls(TlsConnector);
+
+/// Why TLS towards upstreams cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The platform has no usable root certificates.
+    #[error("no root certificates were found on this system: install them, or set `ca` for the destination")]
+    NoRoots,
+    /// The configured authorities cannot be read.
+    #[error("the CA file cannot be read as PEM certificates")]
+    Pem,
+    /// rustls refuses a certificate or its provider.
+    #[error("TLS cannot be set up")]
+    Rustls(#[from] rustls::Error),
+}
+
+impl Tls {
+    /// Trusts the authorities in `pem`, or without it the platform's.
+    ///
+    /// # Errors
+    ///
+    /// [`TlsError`].
+    pub fn try_new(pem: Option<&[u8]>) -> Result<Self, TlsError> {
+        let mut roots = RootCertStore::empty();
+        if let Some(pem) = pem {
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                roots.add(certificate.or(Err(TlsError::Pem))?)?;
+            }
+        } else {
+            // A system's store may hold certificates that rustls does not take; the others serve.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        if roots.is_empty() {
+            return Err(if pem.is_some() { TlsError::Pem } else { TlsError::NoRoots });
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(TlsConnector::from(Arc::new(config))))
+    }
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(..)")
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Connector {
+    target: Target,
+    tls: Option<Tls>,
+}
+
+impl Connector {
+    pub(super) const fn new(target: Target, tls: Option<Tls>) -> Self {
+        Self { target, tls }
+    }
+
+    pub(super) const fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Opens a connection. The caller bounds the time.
+    pub(super) async fn connect(&self) -> Result<Connection, SendError> {
+        match &self.target.address {
+            Address::Unix(path) => {
+                let socket =
+                    UnixStream::connect(path).await.map_err(|error| SendError::unreachable(&error))?;
+                Connection::open(socket).await
+            }
+            Address::Tcp { host, port, tls } => {
+                let socket = tcp(host, *port).await.map_err(|error| SendError::unreachable(&error))?;
+                match &self.tls {
+                    Some(Tls(connector)) if *tls => {
+                        let name = ServerName::try_from(host.clone())
+                            .map_err(|error| SendError::unreachable(&error))?;
+                        let socket = connector
+                            .connect(name, socket)
+                            .await
+                            .map_err(|error| SendError::unreachable(&error))?;
+                        Connection::open(socket).await
+                    }
+                    None if *tls => Err(SendError::new(Failure::Unreachable, "TLS is not set up")),
+                    _ => Connection::open(socket).await,
+                }
+            }
+        }
+    }
+}
+
+/// Resolves the name, and takes the first of its addresses that answers.
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in lookup_host((host, port)).await? {
+        match TcpStream::connect(address).await {
+            Ok(socket) => {
+                // Requests are written whole; waiting to fill a segment would only delay them.
+                socket.set_nodelay(true)?;
+                return Ok(socket);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A connection on which one request at a time can be sent. Closed on drop.
+#[derive(Debug)]
+pub(super) struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    answered: Arc<AtomicBool>,
+    driver: AbortHandle,
+}
+
+impl Connection {
+    async fn open<S>(socket: S) -> Result<Self, SendError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let answered = Arc::new(AtomicBool::new(false));
+        let socket = Watched { socket, answered: Arc::clone(&answered) };
+        let (sender, connection) = http1::Builder::new()
+            .title_case_headers(true)
+            .max_header_size(MAX_ANSWER_HEAD)
+            .max_buf_size(MAX_ANSWER_HEAD)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(|error| SendError::unreachable(&error))?;
+        // Owned by this connection: aborted when it is dropped.
+        #[expect(clippy::disallowed_methods, reason = "the connection owns the task by its abort handle")]
+        let driver = tokio::spawn(connection).abort_handle();
+        Ok(Self { sender, answered, driver })
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        self.answered.store(false, Relaxed);
+        self.sender.ready().await?;
+        self.sender.send_request(request).await
+    }
+
+    /// Whether anything came from the upstream since the last request was sent.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Relaxed)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Notes when something came from the upstream.
+struct Watched<S> {
+    socket: S,
+    answered: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.answered.store(true, Relaxed);
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}

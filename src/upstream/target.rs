@@ -1,0 +1,170 @@
+//! Where requests go: the URL of a destination, taken apart once.
+
+use std::path::PathBuf;
+
+use hyper::{
+    Uri,
+    header::HeaderValue,
+    http::uri::{Authority, PathAndQuery, Scheme},
+};
+
+/// A destination's URL: `http://`, `https://`, or `unix:/path.sock:/request/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Where to connect.
+    pub address: Address,
+    /// The request line's target: path and query.
+    pub request: Uri,
+    /// The `Host` header.
+    pub host: HeaderValue,
+}
+
+/// Where to connect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// A TCP connection to a host by name or IP address (IPv6 without brackets).
+    Tcp {
+        /// Name or IP address.
+        host: String,
+        /// Port, the scheme's own where the URL has none.
+        port: u16,
+        /// Whether it speaks TLS (`https`).
+        tls: bool,
+    },
+    /// A unix socket.
+    Unix(PathBuf),
+}
+
+/// Why a text is no destination URL. Says what would be right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// It cannot be read as a URL.
+    #[error("not a URL: write http://HOST:PORT/PATH, https://HOST/PATH or unix:/SOCKET:/PATH")]
+    Malformed,
+    /// Another scheme than the three.
+    #[error("the scheme has to be http, https or unix")]
+    Scheme,
+    /// User or password stand in it, where logs and `check` would show them.
+    #[error("a URL with credentials in it: put them into `headers`, e.g. Authorization = {{ file = \"…\" }}")]
+    Credentials,
+    /// A fragment is never sent.
+    #[error("a URL with a fragment (#…), which is never sent")]
+    Fragment,
+    /// The unix form lacks one of its two paths.
+    #[error("a unix destination is written unix:/SOCKET:/PATH, both paths absolute")]
+    Unix,
+}
+
+impl Target {
+    /// Reads a destination's URL.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError`].
+    pub fn parse(url: &str) -> Result<Self, TargetError> {
+        if url.contains('#') {
+            return Err(TargetError::Fragment);
+        }
+        if let Some(rest) = url.strip_prefix("unix:") {
+            return Self::parse_unix(rest);
+        }
+        let uri: Uri = url.parse().or(Err(TargetError::Malformed))?;
+        let tls = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
+            Some(_) => return Err(TargetError::Scheme),
+            None => return Err(TargetError::Malformed),
+        };
+        let authority = uri.authority().ok_or(TargetError::Malformed)?;
+        if authority.as_str().contains('@') {
+            return Err(TargetError::Credentials);
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        if host.is_empty() {
+            return Err(TargetError::Malformed);
+        }
+        // `Authority::port` takes what is no port for none, so the digits are read here.
+        let written = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, rest)| rest);
+        let port = match written.split_once(':') {
+            Some((_, port)) => port.parse().ok().filter(|port| *port != 0).ok_or(TargetError::Malformed)?,
+            None if tls => 443,
+            None => 80,
+        };
+        Ok(Self {
+            address: Address::Tcp { host: host.to_owned(), port, tls },
+            request: origin_form(uri.path_and_query().cloned()),
+            host: host_header(authority)?,
+        })
+    }
+
+    /// `rest` is what follows `unix:`: the socket's path, a colon, the request's path.
+    fn parse_unix(rest: &str) -> Result<Self, TargetError> {
+        let (socket, path) = rest.split_once(":/").ok_or(TargetError::Unix)?;
+        if !socket.starts_with('/') || socket.len() < 2 {
+            return Err(TargetError::Unix);
+        }
+        let path = PathAndQuery::try_from(format!("/{path}")).or(Err(TargetError::Malformed))?;
+        Ok(Self {
+            address: Address::Unix(socket.into()),
+            request: origin_form(Some(path)),
+            host: HeaderValue::from_static("localhost"),
+        })
+    }
+}
+
+fn origin_form(path: Option<PathAndQuery>) -> Uri {
+    Uri::from(path.unwrap_or_else(|| PathAndQuery::from_static("/")))
+}
+
+fn host_header(authority: &Authority) -> Result<HeaderValue, TargetError> {
+    HeaderValue::from_str(authority.as_str()).or(Err(TargetError::Malformed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp(host: &str, port: u16, tls: bool) -> Address {
+        Address::Tcp { host: host.into(), port, tls }
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        for (url, address, request, host) in [
+            (
+                "http://127.0.0.1:3000/hooks/pulumi",
+                tcp("127.0.0.1", 3000, false),
+                "/hooks/pulumi",
+                "127.0.0.1:3000",
+            ),
+            ("http://app", tcp("app", 80, false), "/", "app"),
+            ("https://app.example/a?b=c", tcp("app.example", 443, true), "/a?b=c", "app.example"),
+            ("HTTPS://[::1]:8443/x", tcp("::1", 8443, true), "/x", "[::1]:8443"),
+            ("unix:/run/app.sock:/in?x=1", Address::Unix("/run/app.sock".into()), "/in?x=1", "localhost"),
+        ] {
+            let target = Target::parse(url).unwrap();
+            assert_eq!((target.address, target.request.to_string().as_str()), (address, request), "{url}");
+            assert_eq!(target.host, host, "{url}");
+        }
+    }
+
+    #[test]
+    fn wrong_urls_say_what_is_wrong() {
+        for (url, error) in [
+            ("", TargetError::Malformed),
+            ("/path", TargetError::Malformed),
+            ("127.0.0.1:3000", TargetError::Malformed),
+            ("http://", TargetError::Malformed),
+            ("http://host:0/", TargetError::Malformed),
+            ("http://host:/", TargetError::Malformed),
+            ("http://host:99999/", TargetError::Malformed),
+            ("ftp://host/", TargetError::Scheme),
+            ("http://user:pw@host/", TargetError::Credentials),
+            ("http://host/a#b", TargetError::Fragment),
+            ("unix:/run/app.sock", TargetError::Unix),
+            ("unix:app.sock:/x", TargetError::Unix),
+        ] {
+            assert_eq!(Target::parse(url), Err(error), "{url}");
+        }
+    }
+}

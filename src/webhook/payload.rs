@@ -1,0 +1,508 @@
+//! Reads a verified body, and says whether it agrees with the kind that the header claims.
+//!
+//! Nothing is copied that need not be: members borrow from the body. Members that nobody here needs are skipped,
+//! unknown ones are fine. A member of the wrong type is no error while reading; it makes the payload not fit its
+//! kind. `null` counts as absent.
+
+use std::{borrow::Cow, fmt, marker::PhantomData, mem::discriminant};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use super::{
+    event::{EVENTS, Event, Field, Kind, MARKERS, Mark},
+    headers::{DeliveryId, EventKind},
+    signature::VerifiedBody,
+};
+
+/// A verified delivery that was read: what it says it is, and whether the signed payload bears that out.
+#[derive(Debug)]
+pub struct Delivery<'a> {
+    /// The claimed ID.
+    pub id: DeliveryId<'a>,
+    /// The claimed kind.
+    pub kind: EventKind<'a>,
+    /// Whether the payload proves the kind.
+    pub agreement: Agreement,
+    /// The filters that it fits.
+    pub events: EventSet,
+    payload: Payload<'a>,
+}
+
+/// Whether a payload proves the kind that its delivery claims.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Agreement {
+    /// It has what this kind has and nothing that marks another.
+    Proven,
+    /// Nothing is published about this kind's payload, so it proves nothing.
+    Unpublished,
+    /// It is not this kind's payload.
+    Differs(Mismatch),
+}
+
+/// Where a payload differs from the claimed kind's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// A member that the kind has is absent.
+    #[error("the payload has no `{0}`, which this kind has")]
+    Missing(&'static str),
+    /// A member has another type, or another value where only one is right.
+    #[error("the payload's `{0}` is not what this kind has there")]
+    WrongType(&'static str),
+    /// A member marks another kind.
+    #[error("the payload has `{0}`, which this kind does not have")]
+    Foreign(&'static str),
+    /// The payload names no organization.
+    #[error("the payload has no `organization` with a `githubLogin`")]
+    NoOrganization,
+}
+
+/// The body is not one JSON object in UTF-8, or a member that is read stands in it twice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PayloadError {
+    /// Not UTF-8.
+    #[error("the body is not UTF-8")]
+    NotUtf8,
+    /// JSON, perhaps, but not an object. A byte order mark lands here too.
+    #[error("the body does not begin with a JSON object")]
+    NotAnObject,
+    /// Not JSON, or a member that is read stands in it twice. Says where, never what.
+    #[error("the body is not one JSON object: {what} at line {line}, column {column}")]
+    Syntax {
+        /// What is wrong, without a word of the body.
+        what: &'static str,
+        /// From 1.
+        line: usize,
+        /// From 1, in bytes.
+        column: usize,
+    },
+}
+
+impl<'a> Delivery<'a> {
+    /// Reads the body and compares it with the claimed kind.
+    ///
+    /// # Errors
+    ///
+    /// [`PayloadError`] where the body cannot be read. A body that reads but does not fit is no error here:
+    /// see [`Agreement`].
+    pub fn identify(
+        body: &'a VerifiedBody,
+        id: DeliveryId<'a>,
+        kind: EventKind<'a>,
+    ) -> Result<Self, PayloadError> {
+        let payload = Payload::parse(body.bytes())?;
+        let agreement = match Kind::find(kind.as_str()).map(|known| (known, known.fields)) {
+            Some((known, Some(fields))) => payload.compare(known, fields),
+            _ => Agreement::Unpublished,
+        };
+        let events = EventSet::of(kind, &payload);
+        Ok(Self { id, kind, agreement, events, payload })
+    }
+
+    /// The login of the organization that the payload names: the slug in Pulumi's URLs.
+    #[must_use]
+    pub fn organization(&self) -> Option<&str> {
+        self.payload.organization.get()?.github_login.text()
+    }
+
+    /// The environment that the payload is about, as project and name.
+    #[must_use]
+    pub fn environment(&self) -> Option<(&str, &str)> {
+        Some((self.payload.project_name.text()?, self.payload.environment_name.text()?))
+    }
+
+    /// The tag that the payload is about.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.payload.tag_name.text()
+    }
+
+    /// Whether it is a ping, proven by its payload.
+    #[must_use]
+    pub fn is_ping(&self) -> bool {
+        self.kind.as_str() == super::event::PING && self.agreement == Agreement::Proven
+    }
+
+    /// The filter that it fits: the first in the table where there are two.
+    #[must_use]
+    pub fn event(&self) -> Option<&'static Event> {
+        self.events.iter().next()
+    }
+}
+
+/// A set of filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EventSet(u64);
+
+const _: () = assert!(EVENTS.len() <= 64, "an EventSet has a bit for each filter");
+
+impl EventSet {
+    /// The filters that a delivery of this kind with this payload fits.
+    fn of(kind: EventKind<'_>, payload: &Payload<'_>) -> Self {
+        let mut set = Self::default();
+        for (index, event) in EVENTS.iter().enumerate() {
+            if payload.shows(event, kind.as_str()) {
+                set.0 |= 1 << index;
+            }
+        }
+        set
+    }
+
+    /// Adds a filter.
+    pub fn insert(&mut self, event: &'static Event) {
+        if let Some(index) = EVENTS.iter().position(|e| std::ptr::eq(e, event)) {
+            self.0 |= 1 << index;
+        }
+    }
+
+    /// Whether the two have a filter in common.
+    #[must_use]
+    pub const fn intersects(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+
+    /// The filters in it, in the table's order.
+    pub fn iter(self) -> impl Iterator<Item = &'static Event> {
+        EVENTS.iter().enumerate().filter(move |(index, _)| self.0 & (1 << index) != 0).map(|(_, event)| event)
+    }
+}
+
+/// The members of a payload that tell kinds, filters and scopes apart.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Payload<'a> {
+    #[serde(borrow)]
+    organization: Member<Organization<'a>>,
+    #[serde(borrow)]
+    project_name: Member<Text<'a>>,
+    #[serde(borrow)]
+    environment_name: Member<Text<'a>>,
+    #[serde(borrow)]
+    stack_name: Member<Text<'a>>,
+    #[serde(borrow)]
+    action: Member<Text<'a>>,
+    revision: Member<Integer>,
+    #[serde(borrow)]
+    tag_name: Member<Text<'a>>,
+    affected_revisions: Member<Integers>,
+    #[serde(borrow)]
+    imported_environment_reference: Member<Reference<'a>>,
+    #[serde(borrow)]
+    update_url: Member<Text<'a>>,
+    #[serde(borrow)]
+    kind: Member<Text<'a>>,
+    #[serde(borrow)]
+    result: Member<Text<'a>>,
+    resource_changes: Member<Counts>,
+    is_preview: Member<bool>,
+    #[serde(borrow)]
+    deployment_url: Member<Text<'a>>,
+    version: Member<Integer>,
+    #[serde(borrow)]
+    operation: Member<Text<'a>>,
+    #[serde(borrow)]
+    status: Member<Text<'a>>,
+    drift_detected: Member<bool>,
+    #[serde(borrow)]
+    drift_run_id: Member<Text<'a>>,
+    #[serde(borrow)]
+    reference_url: Member<Text<'a>>,
+    timestamp: Member<Integer>,
+    #[serde(borrow)]
+    message: Member<Text<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Organization<'a> {
+    #[serde(borrow)]
+    github_login: Member<Text<'a>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Reference<'a> {
+    #[serde(borrow)]
+    project_name: Member<Text<'a>>,
+    #[serde(borrow)]
+    environment_name: Member<Text<'a>>,
+    revision: Member<Integer>,
+}
+
+impl<'a> Payload<'a> {
+    fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
+        // The whole body is checked here because serde_json does not look into members that are skipped.
+        let text = str::from_utf8(body).or(Err(PayloadError::NotUtf8))?;
+        // Derived readers take a sequence for a struct; Pulumi never sends one.
+        if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
+            return Err(PayloadError::NotAnObject);
+        }
+        serde_json::from_str(text).map_err(|error| PayloadError::Syntax {
+            // serde_json's message can repeat a key of the body, so it stays here.
+            what: if error.is_data() { "a key given twice" } else { "wrong syntax" },
+            line: error.line(),
+            column: error.column(),
+        })
+    }
+
+    fn compare(&self, kind: &Kind, fields: &[Field]) -> Agreement {
+        for field in fields {
+            match self.state(*field) {
+                State::Fits => {}
+                State::Absent => return Agreement::Differs(Mismatch::Missing(field.name())),
+                State::Wrong => return Agreement::Differs(Mismatch::WrongType(field.name())),
+            }
+        }
+        for marker in MARKERS {
+            let own = fields.iter().any(|field| discriminant(field) == discriminant(&marker));
+            if !own && self.state(marker) != State::Absent {
+                return Agreement::Differs(Mismatch::Foreign(marker.name()));
+            }
+        }
+        let organization = self.organization.get().and_then(|o| o.github_login.text());
+        if !kind.is_ping() && organization.is_none() {
+            return Agreement::Differs(Mismatch::NoOrganization);
+        }
+        Agreement::Proven
+    }
+
+    fn state(&self, field: Field) -> State {
+        match field {
+            Field::ProjectName => self.project_name.state(),
+            Field::EnvironmentName => self.environment_name.state(),
+            Field::StackName => self.stack_name.state(),
+            Field::Action => self.action.state(),
+            Field::Revision => self.revision.state(),
+            Field::TagName => self.tag_name.state(),
+            Field::AffectedRevisions => self.affected_revisions.state(),
+            Field::ImportedEnvironmentReference => self.imported_environment_reference.state_where(|r| {
+                [r.project_name.state(), r.environment_name.state(), r.revision.state()] == [State::Fits; 3]
+            }),
+            Field::UpdateUrl => self.update_url.state(),
+            Field::Kind => self.kind.state(),
+            Field::Result => self.result.state(),
+            Field::ResourceChanges => self.resource_changes.state(),
+            Field::IsPreview(value) => self.is_preview.state_where(|is| *is == value),
+            Field::DeploymentUrl => self.deployment_url.state(),
+            Field::Version => self.version.state(),
+            Field::Operation => self.operation.state(),
+            Field::Status => self.status.state(),
+            Field::DriftDetected => self.drift_detected.state(),
+            Field::DriftRunId => self.drift_run_id.state(),
+            Field::ReferenceUrl => self.reference_url.state(),
+            Field::Timestamp => self.timestamp.state(),
+            Field::Message => self.message.state(),
+        }
+    }
+
+    /// Whether a delivery of `kind` with this payload is what the filter `event` stands for.
+    fn shows(&self, event: &Event, kind: &str) -> bool {
+        match event.mark {
+            Mark::Unpublished => self.may_be(event.name, kind),
+            _ if event.kind != Some(kind) => false,
+            Mark::Kind => true,
+            Mark::Action(action) => self.action.text() == Some(action),
+            Mark::Result(result) => self.result.text() == Some(result),
+            Mark::Operation(kind, result) => {
+                self.kind.text() == Some(kind) && self.result.text() == Some(result)
+            }
+            Mark::Status(values) => self.status.text().is_some_and(|status| values.contains(&status)),
+            Mark::DriftDetected => matches!(self.drift_detected, Member::Is(true)),
+        }
+    }
+
+    /// The rule for filters whose kind or body is not published: the kind is the filter's name, or its beginning
+    /// while `action`, `result` or `status` is its end.
+    fn may_be(&self, filter: &str, kind: &str) -> bool {
+        match filter.strip_prefix(kind) {
+            None => false,
+            Some("") => true,
+            Some(rest) => rest.strip_prefix('_').is_some_and(|end| {
+                [&self.action, &self.result, &self.status].iter().any(|member| member.text() == Some(end))
+            }),
+        }
+    }
+}
+
+/// Whether a member is there and has its type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Absent,
+    Fits,
+    Wrong,
+}
+
+/// A member of the payload, of whatever type it turned out to have.
+#[derive(Debug, Default)]
+enum Member<T> {
+    #[default]
+    Absent,
+    Is(T),
+    Wrong,
+}
+
+impl<T> Member<T> {
+    const fn get(&self) -> Option<&T> {
+        match self {
+            Self::Is(value) => Some(value),
+            Self::Absent | Self::Wrong => None,
+        }
+    }
+
+    fn state_where(&self, fits: impl Fn(&T) -> bool) -> State {
+        match self {
+            Self::Absent => State::Absent,
+            Self::Is(value) if fits(value) => State::Fits,
+            Self::Is(_) | Self::Wrong => State::Wrong,
+        }
+    }
+
+    fn state(&self) -> State {
+        self.state_where(|_| true)
+    }
+}
+
+impl Member<Text<'_>> {
+    fn text(&self) -> Option<&str> {
+        self.get().map(|text| &*text.0)
+    }
+}
+
+/// A type that a member can have: takes the JSON values that are of it.
+trait Shape<'de>: Sized {
+    fn of_text(_: Cow<'de, str>) -> Option<Self> {
+        None
+    }
+    fn of_integer() -> Option<Self> {
+        None
+    }
+    fn of_flag(_: bool) -> Option<Self> {
+        None
+    }
+    fn of_sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+    fn of_object<A: MapAccess<'de>>(mut members: A) -> Result<Option<Self>, A::Error> {
+        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+}
+
+#[derive(Debug)]
+struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Shape<'de> for Text<'a> {
+    fn of_text(text: Cow<'de, str>) -> Option<Self> {
+        Some(Self(text))
+    }
+}
+
+#[derive(Debug)]
+struct Integer;
+
+impl Shape<'_> for Integer {
+    fn of_integer() -> Option<Self> {
+        Some(Self)
+    }
+}
+
+impl Shape<'_> for bool {
+    fn of_flag(flag: bool) -> Option<Self> {
+        Some(flag)
+    }
+}
+
+/// A list of integers.
+#[derive(Debug)]
+struct Integers;
+
+impl<'de> Shape<'de> for Integers {
+    fn of_sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
+        let mut all = true;
+        while let Some(item) = items.next_element::<Member<Integer>>()? {
+            all &= item.get().is_some();
+        }
+        Ok(all.then_some(Self))
+    }
+}
+
+/// An object whose values are integers, whatever its keys.
+#[derive(Debug)]
+struct Counts;
+
+impl<'de> Shape<'de> for Counts {
+    fn of_object<A: MapAccess<'de>>(mut members: A) -> Result<Option<Self>, A::Error> {
+        let mut all = true;
+        while let Some((_, count)) = members.next_entry::<IgnoredAny, Member<Integer>>()? {
+            all &= count.get().is_some();
+        }
+        Ok(all.then_some(Self))
+    }
+}
+
+impl<'de: 'a, 'a> Shape<'de> for Organization<'a> {
+    fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
+    }
+}
+
+impl<'de: 'a, 'a> Shape<'de> for Reference<'a> {
+    fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
+        Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
+    }
+}
+
+impl<'de, T: Shape<'de>> Deserialize<'de> for Member<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(MemberVisitor(PhantomData))
+    }
+}
+
+struct MemberVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Shape<'de>> Visitor<'de> for MemberVisitor<T> {
+    type Value = Member<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON value")
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+        Ok(T::of_text(Cow::Borrowed(text)).map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+        Ok(T::of_text(Cow::Owned(text.to_owned())).map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(T::of_integer().map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(T::of_integer().map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Member::Wrong)
+    }
+
+    fn visit_bool<E>(self, flag: bool) -> Result<Self::Value, E> {
+        Ok(T::of_flag(flag).map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Member::Absent)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
+        Ok(T::of_sequence(items)?.map_or(Member::Wrong, Member::Is))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {
+        Ok(T::of_object(members)?.map_or(Member::Wrong, Member::Is))
+    }
+}
