@@ -40,7 +40,12 @@ fn what_the_head_shows_is_refused_before_the_body() {
         ("lower-case post", good().method("post"), 405, "method_not_allowed"),
         ("an own method", good().method("SEND"), 405, "method_not_allowed"),
         ("text", good().with("Content-Type", "text/plain"), 415, "unsupported_media_type"),
-        ("a form", good().with("Content-Type", "application/x-www-form-urlencoded"), 415, "unsupported_media_type"),
+        (
+            "a form",
+            good().with("Content-Type", "application/x-www-form-urlencoded"),
+            415,
+            "unsupported_media_type",
+        ),
         ("a longer subtype", good().with("Content-Type", "application/jsonp"), 415, "unsupported_media_type"),
         ("an empty type", good().with("Content-Type", ""), 415, "unsupported_media_type"),
         ("no type", good().without("Content-Type"), 415, "unsupported_media_type"),
@@ -60,7 +65,11 @@ fn what_the_head_shows_is_refused_before_the_body() {
         println!("{what}");
         let answer = delivery.send_head_only(hookgate.address());
         answer.assert_refused(status, label);
-        assert_eq!(answer.header("connection").map(str::to_ascii_lowercase).as_deref(), Some("close"), "{what}");
+        assert_eq!(
+            answer.header("connection").map(str::to_ascii_lowercase).as_deref(),
+            Some("close"),
+            "{what}"
+        );
         assert_eq!(answer.header("allow"), (status == 405).then_some("POST"), "{what}");
     }
     assert_eq!(upstream.requests().len(), 0);
@@ -71,9 +80,11 @@ fn a_get_is_told_what_is_allowed() {
     let (_upstream, setup) = in_front();
     let hookgate = setup.start();
     let mut connection = hookgate.connect();
-    for (target, status, label) in
-        [("/hook", 405, "method_not_allowed"), ("/hook?x=1", 405, "method_not_allowed"), ("/healthz", 404, "not_found")]
-    {
+    for (target, status, label) in [
+        ("/hook", 405, "method_not_allowed"),
+        ("/hook?x=1", 405, "method_not_allowed"),
+        ("/healthz", 404, "not_found"),
+    ] {
         connection.send(format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
         let answer = connection.answer();
         answer.assert_refused(status, label);
@@ -145,7 +156,10 @@ fn heads_that_are_no_http_are_refused() {
         drop(connection.finish_sending());
         if let Some(answer) = connection.try_answer() {
             assert_eq!(answer.status, 400, "{what}: {answer:?}");
-            assert!(answer.header("hookgate-outcome").is_none_or(|label| label == "bad_request"), "{answer:?}");
+            assert!(
+                answer.header("hookgate-outcome").is_none_or(|label| label == "bad_request"),
+                "{answer:?}"
+            );
             connection.assert_closed();
         }
     }
@@ -187,7 +201,12 @@ fn what_the_body_shows_is_answered_on_a_connection_that_goes_on() {
         ("a trailing comma", revision("{\"action\":\"created\",}"), 422, "bad_payload"),
         ("wrong kind", good().kind("environment_tag"), 422, "kind_mismatch"),
         ("not wanted", Delivery::of(sample("stack.created")), 200, "filtered"),
-        ("unknown kind", Delivery::new("brand_new", "{\"organization\":{\"githubLogin\":\"crazy-adventures\"}}"), 200, "filtered"),
+        (
+            "unknown kind",
+            Delivery::new("brand_new", "{\"organization\":{\"githubLogin\":\"crazy-adventures\"}}"),
+            200,
+            "filtered",
+        ),
         ("ping", Delivery::of(sample("ping")), 200, "pong"),
     ];
     let mut connection = hookgate.connect();
@@ -207,18 +226,36 @@ fn payloads_must_be_plain_utf8_without_repeated_keys() {
     let (upstream, setup) = in_front();
     let hookgate = setup.webhook("organization = \"crazy-adventures\"").start();
     let sample = String::from_utf8(sample("environment_tag.created").body()).unwrap();
-    let twice = |key: &str, value: &str| sample.replacen('{', &format!("{{\"{key}\":{value},"), 1).into_bytes();
+    let twice =
+        |key: &str, value: &str| sample.replacen('{', &format!("{{\"{key}\":{value},"), 1).into_bytes();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("a byte order mark", [b"\xef\xbb\xbf", sample.as_bytes()].concat()),
         ("UTF-16", sample.encode_utf16().flat_map(u16::to_le_bytes).collect()),
-        ("invalid UTF-8", sample.replace("Morty", "M\u{1}rty").into_bytes().iter().map(|byte| if *byte == 1 { 0xff } else { *byte }).collect()),
+        (
+            "invalid UTF-8",
+            sample
+                .replace("Morty", "M\u{1}rty")
+                .into_bytes()
+                .iter()
+                .map(|byte| if *byte == 1 { 0xff } else { *byte })
+                .collect(),
+        ),
         ("two actions", twice("action", "\"deleted\"")),
         ("two equal actions", twice("action", "\"created\"")),
         ("two tag names", twice("tagName", "\"other\"")),
         ("two environments", twice("environmentName", "\"other\"")),
         ("two projects", twice("projectName", "\"other\"")),
         ("two organizations", twice("organization", "{\"githubLogin\":\"crazy-adventures\"}")),
-        ("two logins", sample.replacen("\"githubLogin\": \"crazy-adventures\"", "\"githubLogin\":\"x\",\"githubLogin\":\"crazy-adventures\"", 1).into_bytes()),
+        (
+            "two logins",
+            sample
+                .replacen(
+                    "\"githubLogin\": \"crazy-adventures\"",
+                    "\"githubLogin\":\"x\",\"githubLogin\":\"crazy-adventures\"",
+                    1,
+                )
+                .into_bytes(),
+        ),
         ("an escaped second action", twice("\\u0061ction", "\"deleted\"")),
     ];
     for (what, body) in cases {

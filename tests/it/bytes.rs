@@ -30,7 +30,10 @@ fn bodies() -> Vec<(&'static str, Vec<u8>)> {
         ("escaped surrogates", "{\"message\":\"\\ud83c\\udf79\"}".into()),
         ("escaped slashes", "{\"url\":\"https:\\/\\/x\\/y\"}".into()),
         ("odd white space", " \t\r\n{ \n\"b\" :1 ,\r\n\"a\": [ ] }\r\n\t ".into()),
-        ("numbers as written", "{\"a\":1.0,\"b\":1e2,\"c\":-0,\"d\":12345678901234567890123,\"e\":1E+2}".into()),
+        (
+            "numbers as written",
+            "{\"a\":1.0,\"b\":1e2,\"c\":-0,\"d\":12345678901234567890123,\"e\":1E+2}".into(),
+        ),
         ("order of keys", "{\"z\":1,\"a\":2,\"M\":3}".into()),
         ("a trailing newline", "{\"a\":1}\n".into()),
         ("an empty object", "{}".into()),
@@ -60,7 +63,8 @@ fn many_small_chunks_arrive_as_one_body_with_a_length() {
 /// A good delivery whose body has exactly so many bytes.
 fn of_size(size: usize) -> Delivery {
     let body = Delivery::good_with("").the_body().to_vec();
-    let pad: String = (0..size - body.len()).map(|place| char::from(b'a' + u8::try_from(place % 26).unwrap())).collect();
+    let pad: String =
+        (0..size - body.len()).map(|place| char::from(b'a' + u8::try_from(place % 26).unwrap())).collect();
     let delivery = Delivery::good_with(&pad);
     assert_eq!(delivery.the_body().len(), size);
     delivery
@@ -109,9 +113,8 @@ fn a_request_in_single_bytes_is_the_same_request() {
 
 #[test]
 fn pipelined_deliveries_are_answered_in_order() {
-    let upstream = Upstream::scripted(|request| {
-        Reply::answer(200, &[], request.header("pulumi-webhook-id").unwrap())
-    });
+    let upstream =
+        Upstream::scripted(|request| Reply::answer(200, &[], request.header("pulumi-webhook-id").unwrap()));
     let hookgate = Setup::new(&upstream).start();
     let (one, two) = (Delivery::good().id("one"), Delivery::good().id("two"));
     let mut connection = hookgate.connect();

@@ -6,7 +6,8 @@ use std::{
 };
 
 use crate::support::{
-    Address, Delivery, ESC, Reply, SECRET, Setup, TempDir, Upstream, known_answers, program, run, sample, signed,
+    Address, Delivery, ESC, Reply, SECRET, Setup, TempDir, Upstream, known_answers, program, run, sample,
+    signed,
 };
 
 fn stdout(output: &Output) -> String {
@@ -71,8 +72,11 @@ fn secrets_come_from_a_file_the_input_or_the_environment() {
     let by_input = run(&["sign", "--secret-file", "-", body], format!("{SECRET}\n").as_bytes());
     assert_exit(&by_input, 0);
     assert_eq!(stdout(&by_input).trim(), expected);
-    let by_environment =
-        program().args(["sign", "--secret-env", "HOOK_SECRET", body]).env("HOOK_SECRET", SECRET).output().unwrap();
+    let by_environment = program()
+        .args(["sign", "--secret-env", "HOOK_SECRET", body])
+        .env("HOOK_SECRET", SECRET)
+        .output()
+        .unwrap();
     assert_exit(&by_environment, 0);
     assert_eq!(stdout(&by_environment).trim(), expected);
     // Nothing there, nothing in it, or both at once.
@@ -88,7 +92,9 @@ fn verify_says_right_or_wrong_by_its_exit_status() {
     let (_dir, secret) = secret_file();
     let body = sample("environment.created").body();
     let right = signed(&body, SECRET.as_bytes());
-    let verify = |signature: &str, body: &[u8]| run(&["verify", "--secret-file", &secret, "--signature", signature], body);
+    let verify = |signature: &str, body: &[u8]| {
+        run(&["verify", "--secret-file", &secret, "--signature", signature], body)
+    };
     assert_exit(&verify(&right, &body), 0);
     assert_exit(&verify(&right.to_ascii_uppercase(), &body), 0);
     assert_exit(&verify(&right, b"{}"), 1);
@@ -96,7 +102,8 @@ fn verify_says_right_or_wrong_by_its_exit_status() {
     assert_exit(&verify("x", &body), 1);
     assert_exit(&verify("", &body), 1);
     let path = sample("environment.created").path();
-    let by_file = run(&["verify", "--secret-file", &secret, "--signature", &right, path.to_str().unwrap()], b"");
+    let by_file =
+        run(&["verify", "--secret-file", &secret, "--signature", &right, path.to_str().unwrap()], b"");
     assert_exit(&by_file, 0);
     // Wrong usage.
     assert_exit(&run(&["verify", "--secret-file", &secret], &body), 2);
@@ -108,8 +115,10 @@ fn verify_says_right_or_wrong_by_its_exit_status() {
 fn verify_prints_neither_secret_nor_the_right_signature() {
     let (_dir, secret) = secret_file();
     let body = sample("environment.created").body();
+    let zeros = "0".repeat(64);
     for explain in [&["--explain"][..], &[]] {
-        let arguments = [&["verify", "--secret-file", &secret, "--signature", &"0".repeat(64)][..], explain].concat();
+        let arguments =
+            [&["verify", "--secret-file", &secret, "--signature", &zeros][..], explain].concat();
         let output = run(&arguments, &body);
         assert_exit(&output, 1);
         assert!(!printed(&output).contains(SECRET));
@@ -135,7 +144,12 @@ fn verify_explains_the_likely_mistake() {
         ("base64 instead of hex", base64, &body, &["base64"]),
         ("a prefix", format!("sha256={right}"), &body, &["sha256=", "prefix"]),
         ("a newline in the secret", newline, &body, &["newline", "line feed", "line end"]),
-        ("another JSON", right.clone(), &compact, &["re-encod", "reencod", "re-serial", "reformat", "re-format", "encoded again"]),
+        (
+            "another JSON",
+            right.clone(),
+            &compact,
+            &["re-encod", "reencod", "re-serial", "reformat", "re-format", "encoded again"],
+        ),
         ("a truncated body", right.clone(), &truncated, &["truncat", "cut off", "incomplete", "breaks off"]),
         ("a newline after the body", right, &with_newline, &["newline", "line feed", "line end"]),
         ("no HMAC", digest, &body, &[""]),
@@ -150,10 +164,15 @@ fn verify_explains_the_likely_mistake() {
     // Of two secrets the first is the one that hookgate would try now; the other made the signature.
     let old = dir.write("old", "the old secret of this webhook");
     let by_old = signed(&body, b"the old secret of this webhook");
-    let both = ["verify", "--secret-file", &secret, "--secret-file", old.to_str().unwrap(), "--signature", &by_old];
+    let both =
+        ["verify", "--secret-file", &secret, "--secret-file", old.to_str().unwrap(), "--signature", &by_old];
     let output = run(&[&both[..], &["--explain"]].concat(), &body);
     let text = printed(&output).to_lowercase();
-    assert!(text.contains("secret") && (text.contains("old") || text.contains("other") || text.contains("second")), "{text}");
+    assert!(
+        text.contains("secret")
+            && (text.contains("old") || text.contains("other") || text.contains("second")),
+        "{text}"
+    );
 }
 
 /// Standard base64 with padding.
@@ -178,7 +197,13 @@ fn send_sends_a_signed_sample_of_any_event() {
     let hookgate = Setup::new(&upstream).events(&["*"]).start();
     let (_dir, secret) = secret_file();
     let url = hookgate.address().url("/hook");
-    let events = ESC.iter().map(|sample| sample.event).chain(["ping", "stack_created", "update_succeeded", "deployment_started", "drift_detected"]);
+    let events = ESC.iter().map(|sample| sample.event).chain([
+        "ping",
+        "stack_created",
+        "update_succeeded",
+        "deployment_started",
+        "drift_detected",
+    ]);
     for (number, event) in events.enumerate() {
         println!("{event}");
         let output = run(&["send", "--event", event, "--url", &url, "--secret-file", &secret], b"");
@@ -200,8 +225,21 @@ fn send_sends_what_it_is_told() {
     let path = sample("environment_tag.deleted").path();
     let output = run(
         &[
-            "send", "--body", path.to_str().unwrap(), "--kind", "environment_tag", "--url", &url, "--secret-file", &secret,
-            "--id", "my-id", "--header", "X-One: 1", "--header", "X-Two: a:b",
+            "send",
+            "--body",
+            path.to_str().unwrap(),
+            "--kind",
+            "environment_tag",
+            "--url",
+            &url,
+            "--secret-file",
+            &secret,
+            "--id",
+            "my-id",
+            "--header",
+            "X-One: 1",
+            "--header",
+            "X-Two: a:b",
         ],
         b"",
     );
@@ -232,13 +270,25 @@ fn send_says_that_it_was_refused() {
     assert_exit(&unsigned, 1);
     assert!(printed(&unsigned).contains("401"), "{}", printed(&unsigned));
     assert!(printed(&unsigned).contains("missing_signature"), "{}", printed(&unsigned));
-    let other = run(&["send", "--event", "environment_created", "--url", &hookgate.address().url("/x"), "--secret-file", &secret], b"");
+    let other = run(
+        &[
+            "send",
+            "--event",
+            "environment_created",
+            "--url",
+            &hookgate.address().url("/x"),
+            "--secret-file",
+            &secret,
+        ],
+        b"",
+    );
     assert_exit(&other, 1);
     // Nobody there.
     let nobody = Address::Tcp(TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()).url("/");
     assert_exit(&run(&["send", "--event", "ping", "--url", &nobody, "--secret-file", &secret], b""), 1);
     // Wrong usage: a misspelt event with a suggestion, no secret, a body without a kind.
-    let misspelt = run(&["send", "--event", "enviroment_created", "--url", &url, "--secret-file", &secret], b"");
+    let misspelt =
+        run(&["send", "--event", "enviroment_created", "--url", &url, "--secret-file", &secret], b"");
     assert_exit(&misspelt, 2);
     assert!(stderr(&misspelt).contains("environment_created"), "{}", stderr(&misspelt));
     assert_exit(&run(&["send", "--event", "ping", "--url", &url], b""), 2);
@@ -259,7 +309,9 @@ fn check_says_what_the_config_means() {
     assert_exit(&output, 0);
     let text = stdout(&output);
     let secret_path = setup.dir().join("secret");
-    for word in ["the-esc-webhook", "/hook", "acme", "the-app", &upstream.url(), secret_path.to_str().unwrap()] {
+    for word in
+        ["the-esc-webhook", "/hook", "acme", "the-app", &upstream.url(), secret_path.to_str().unwrap()]
+    {
         assert!(text.contains(word), "{word} in {text}");
     }
     // The group is expanded.
@@ -309,7 +361,9 @@ fn config_errors_are_told_together_on_the_error_stream() {
         let output = run(&[command, "--config", config.to_str().unwrap()], b"");
         assert_exit(&output, 2);
         let text = stderr(&output);
-        for word in ["max_bodi", "max_body", "enviroments", "environments", "galaxy", "slack", "hookgate.toml"] {
+        for word in
+            ["max_bodi", "max_body", "enviroments", "environments", "galaxy", "slack", "hookgate.toml"]
+        {
             assert!(text.contains(word), "{word} in {text}");
         }
     }
@@ -342,7 +396,11 @@ fn events_outside_the_scope_are_config_errors() {
         let output = run(&["check", "--config", setup.write().to_str().unwrap()], b"");
         assert_exit(&output, if fine { 0 } else { 2 });
         if !fine {
-            assert!(stderr(&output).contains(event) && stderr(&output).contains("scope"), "{}", stderr(&output));
+            assert!(
+                stderr(&output).contains(event) && stderr(&output).contains("scope"),
+                "{}",
+                stderr(&output)
+            );
         }
     }
 }
@@ -419,9 +477,16 @@ fn demo_shows_the_whole_path_and_succeeds() {
     for sample in ESC {
         assert!(text.contains(sample.event), "{} in {text}", sample.event);
     }
-    for word in
-        ["ping", "forwarded", "pong", "missing_signature", "bad_signature", "kind_mismatch", "filtered", "duplicate"]
-    {
+    for word in [
+        "ping",
+        "forwarded",
+        "pong",
+        "missing_signature",
+        "bad_signature",
+        "kind_mismatch",
+        "filtered",
+        "duplicate",
+    ] {
         assert!(text.contains(word), "{word} in {text}");
     }
     assert!(text.lines().count() >= ESC.len() + 7, "{text}");

@@ -28,7 +28,17 @@ fn every_2xx_counts_as_delivered_and_nothing_else_does() {
         Reply::status(id.strip_prefix("status-").unwrap().parse().unwrap())
     });
     let hookgate = Setup::new(&upstream).start();
-    for (status, delivered) in [(200, true), (201, true), (202, true), (299, true), (400, false), (404, false), (429, false), (500, false), (503, false)] {
+    for (status, delivered) in [
+        (200, true),
+        (201, true),
+        (202, true),
+        (299, true),
+        (400, false),
+        (404, false),
+        (429, false),
+        (500, false),
+        (503, false),
+    ] {
         println!("{status}");
         let delivery = Delivery::good().id(&format!("status-{status}"));
         hookgate.send(&delivery).assert_forwarded(status);
@@ -39,7 +49,11 @@ fn every_2xx_counts_as_delivered_and_nothing_else_does() {
 
 #[test]
 fn a_failed_one_is_let_through_again() {
-    let failures = [Reply::hang_up(), Reply::raw("garbage\r\n\r\n").and_close(), Reply::answer(302, &[("location", "/x")], "")];
+    let failures = [
+        Reply::hang_up(),
+        Reply::raw("garbage\r\n\r\n").and_close(),
+        Reply::answer(302, &[("location", "/x")], ""),
+    ];
     for failure in failures {
         let upstream = Upstream::listed([failure, Reply::ok()]);
         let hookgate = Setup::new(&upstream).start();
@@ -55,7 +69,11 @@ fn a_failed_one_is_let_through_again() {
 fn concurrent_copies_reach_the_upstream_once_and_share_the_answer() {
     for status in [200, 500] {
         let gate = Gate::new();
-        let reply = Reply::answer(status, &[("content-type", "text/x-shared"), ("retry-after", "7")], "the one answer");
+        let reply = Reply::answer(
+            status,
+            &[("content-type", "text/x-shared"), ("retry-after", "7")],
+            "the one answer",
+        );
         let upstream = Upstream::always(Reply::held(&gate, reply));
         let hookgate = Setup::new(&upstream).start();
         let delivery = Delivery::good();
@@ -228,8 +246,11 @@ fn many_different_deliveries_at_once_all_arrive_once() {
     for sender in senders {
         sender.join().unwrap();
     }
-    let mut ids: Vec<_> =
-        upstream.requests().iter().map(|request| request.header("pulumi-webhook-id").unwrap().to_owned()).collect();
+    let mut ids: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.header("pulumi-webhook-id").unwrap().to_owned())
+        .collect();
     assert_eq!(ids.len(), 200);
     ids.sort();
     ids.dedup();

@@ -65,7 +65,9 @@ fn every_esc_kind_is_filtered_where_the_other_kinds_and_groups_are_wanted() {
     assert_eq!(kinds.len(), 5);
     let others = |but: &str| {
         let rest = kinds.iter().filter(|kind| **kind != but);
-        rest.map(|kind| format!("kind:{kind}")).chain(["stacks", "deployments", "policies"].map(str::to_owned)).collect()
+        rest.map(|kind| format!("kind:{kind}"))
+            .chain(["stacks", "deployments", "policies"].map(str::to_owned))
+            .collect()
     };
     let rows: Vec<Vec<String>> = ESC.iter().map(|sample| others(sample.kind)).collect();
     let hookgate = webhooks(&upstream, &rows);
@@ -87,9 +89,13 @@ fn the_other_groups_contain_what_they_should() {
             if *group == sample.group { answer.assert_forwarded(200) } else { answer.assert_own("filtered") }
         }
     }
-    let events: Vec<_> =
-        upstream.requests().iter().map(|request| request.header("hookgate-event").unwrap().to_owned()).collect();
-    let wanted: Vec<_> = SAMPLES.iter().filter(|sample| !sample.group.is_empty()).map(|sample| sample.event).collect();
+    let events: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.header("hookgate-event").unwrap().to_owned())
+        .collect();
+    let wanted: Vec<_> =
+        SAMPLES.iter().filter(|sample| !sample.group.is_empty()).map(|sample| sample.event).collect();
     assert_eq!(events, wanted);
 }
 
@@ -105,7 +111,12 @@ fn the_filters_beyond_esc_read_the_right_fields() {
         ("stack_preview.update_failed", "\"failed\"", "\"succeeded\"", "preview_succeeded"),
         ("deployment.running", "\"running\"", "\"failed\"", "deployment_failed"),
         ("deployment.running", "\"running\"", "\"succeeded\"", "deployment_succeeded"),
-        ("drift_detection.succeeded", "\"driftDetected\": true", "\"driftDetected\": false", "drift_detection_succeeded"),
+        (
+            "drift_detection.succeeded",
+            "\"driftDetected\": true",
+            "\"driftDetected\": false",
+            "drift_detection_succeeded",
+        ),
         ("drift_remediation.succeeded", "\"succeeded\"", "\"failed\"", "drift_remediation_failed"),
     ];
     let hookgate = webhooks(&upstream, &cases.map(|(_, _, _, filter)| vec![filter]));
@@ -137,8 +148,13 @@ fn a_body_that_fits_two_filters_matches_both() {
 fn an_unknown_action_matches_kind_and_group_and_no_filter() {
     let upstream = Upstream::always(Reply::ok());
     let filters = ["environment_tag_created", "environment_tag_deleted", "environment_tag_updated"];
-    let rows =
-        [vec!["environments"], vec!["environment_tag"], vec!["kind:environment_tag"], vec!["*"], filters.to_vec()];
+    let rows = [
+        vec!["environments"],
+        vec!["environment_tag"],
+        vec!["kind:environment_tag"],
+        vec!["*"],
+        filters.to_vec(),
+    ];
     let hookgate = webhooks(&upstream, &rows);
     let delivery = || changed("environment_tag.created", "\"created\"", "\"renamed\"");
     for path in ["/0", "/1", "/2", "/3"] {
@@ -208,7 +224,11 @@ fn an_environment_scope_leaves_out_what_only_an_organization_sends() {
             hookgate.send(&Delivery::of(sample).to(path)).assert_forwarded(200);
         }
         let answer = hookgate.send(&Delivery::of(sample).to("/environment"));
-        if sample.kind == "environment" { answer.assert_own("filtered") } else { answer.assert_forwarded(200) }
+        if sample.kind == "environment" {
+            answer.assert_own("filtered");
+        } else {
+            answer.assert_forwarded(200);
+        }
     }
 }
 
@@ -228,7 +248,10 @@ fn the_pinned_organization_is_compared_without_case() {
     let upstream = Upstream::always(Reply::ok());
     let url = upstream.url();
     let webhook = |path: &str, pin: &str| {
-        Webhook::to(&url).at(path).line(&format!("organization = {pin:?}")).events(&["environments", "kind:brand_new"])
+        Webhook::to(&url)
+            .at(path)
+            .line(&format!("organization = {pin:?}"))
+            .events(&["environments", "kind:brand_new"])
     };
     let hookgate = Setup::bare()
         .with(webhook("/same", "crazy-adventures"))
@@ -238,7 +261,9 @@ fn the_pinned_organization_is_compared_without_case() {
         .start();
     for path in ["/same", "/case"] {
         hookgate.send(&Delivery::good().to(path)).assert_forwarded(200);
-        hookgate.send(&changed("environment.created", "\"crazy-adventures\"", "\"CRAZY-adventures\"").to(path)).assert_forwarded(200);
+        hookgate
+            .send(&changed("environment.created", "\"crazy-adventures\"", "\"CRAZY-adventures\"").to(path))
+            .assert_forwarded(200);
     }
     for path in ["/name", "/part"] {
         hookgate.send(&Delivery::good().to(path)).assert_refused(403, "wrong_organization");
@@ -251,7 +276,9 @@ fn the_pinned_organization_is_compared_without_case() {
     ];
     for (what, body) in refused {
         println!("{what}");
-        hookgate.send(&Delivery::new("brand_new", body).to("/same")).assert_refused(403, "wrong_organization");
+        hookgate
+            .send(&Delivery::new("brand_new", body).to("/same"))
+            .assert_refused(403, "wrong_organization");
     }
     let body = r#"{"organization":{"githubLogin":"crazy-adventures"}}"#;
     hookgate.send(&Delivery::new("brand_new", body).to("/same")).assert_forwarded(200);
@@ -293,7 +320,11 @@ fn environments_are_globs_over_project_and_environment() {
     ];
     let with = |setup: Setup, (number, (globs, _)): (usize, &(&str, bool))| {
         let webhook = Webhook::to(&upstream.url()).at(&format!("/{number}"));
-        setup.with(webhook.line(&format!("environments = {globs}")).events(&["environments", "stacks", "kind:brand_new"]))
+        setup.with(webhook.line(&format!("environments = {globs}")).events(&[
+            "environments",
+            "stacks",
+            "kind:brand_new",
+        ]))
     };
     let hookgate = cases.iter().enumerate().fold(Setup::bare(), with).start();
     for (number, (globs, wanted)) in cases.iter().enumerate() {
@@ -319,13 +350,25 @@ fn tags_are_globs_over_the_tag_and_touch_nothing_else() {
         .events(&["environments", "stacks"])
         .start();
     for name in ["environment_tag.created", "environment_revision_tag.updated"] {
-        for (tag, wanted) in [("release-7", true), ("release-", true), ("canary", true), ("Canary", false), ("stable", false), ("x-release-1", false)] {
+        for (tag, wanted) in [
+            ("release-7", true),
+            ("release-", true),
+            ("canary", true),
+            ("Canary", false),
+            ("stable", false),
+            ("x-release-1", false),
+        ] {
             println!("{name} {tag}");
             let answer = hookgate.send(&changed(name, "\"stable\"", &format!("\"{tag}\"")));
             if wanted { answer.assert_forwarded(200) } else { answer.assert_own("filtered") }
         }
     }
-    for name in ["environment.created", "environment_revision.created", "imported_environment_changed", "stack.created"] {
+    for name in [
+        "environment.created",
+        "environment_revision.created",
+        "imported_environment_changed",
+        "stack.created",
+    ] {
         hookgate.send(&Delivery::of(sample(name))).assert_forwarded(200);
     }
 }

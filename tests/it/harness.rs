@@ -5,7 +5,8 @@ use crate::support::{Connection, Delivery, Gate, Reply, SAMPLES, Upstream, known
 #[test]
 fn the_upstream_records_what_the_client_sends() {
     let upstream = Upstream::always(Reply::answer(418, &[("x-one", "1")], "tea"));
-    let delivery = Delivery::good().to("/upstream?x").and("X-Odd", "\u{e9} a ").chunked(&[1, 7]).trailer("X-T: 1");
+    let delivery =
+        Delivery::good().to("/upstream?x").and("X-Odd", "\u{e9} a ").chunked(&[1, 7]).trailer("X-T: 1");
     let answer = delivery.send(upstream.address());
     assert_eq!((answer.status, answer.header("X-One"), answer.text()), (418, Some("1"), "tea".to_owned()));
     assert!(answer.body.complete);

@@ -117,7 +117,9 @@ fn a_signature_in_the_trailers_is_no_signature() {
 fn the_media_type_arrives_as_it_was_sent() {
     let upstream = Upstream::always(Reply::ok());
     let hookgate = Setup::new(&upstream).start();
-    hookgate.send(&Delivery::good().with("Content-Type", "Application/JSON;  charset=UTF-8")).assert_forwarded(200);
+    hookgate
+        .send(&Delivery::good().with("Content-Type", "Application/JSON;  charset=UTF-8"))
+        .assert_forwarded(200);
     assert_eq!(upstream.only_request().header("content-type"), Some("Application/JSON;  charset=UTF-8"));
 }
 
@@ -131,7 +133,8 @@ fn configured_headers_are_added() {
             "headers = { Authorization = { file = \"{dir}/token\" }, X-Key = { env = \"UPSTREAM_KEY\" }, X-Plain = \"plain\" }",
         )
         .start();
-    let delivery = Delivery::good().and("Authorization", "Bearer of-the-sender").and("X-Plain", "of the sender");
+    let delivery =
+        Delivery::good().and("Authorization", "Bearer of-the-sender").and("X-Plain", "of the sender");
     hookgate.send(&delivery).assert_forwarded(200);
     let request = upstream.only_request();
     assert_eq!(request.header("authorization"), Some("Bearer of-a-file"));
@@ -162,7 +165,10 @@ fn a_trace_is_continued() {
     hookgate.send(&Delivery::good().and("traceparent", sent)).assert_forwarded(200);
     let request = upstream.only_request();
     let [version, trace, parent, flags] = fields(request.header("traceparent").unwrap());
-    assert_eq!((version.as_str(), trace.as_str(), flags.as_str()), ("00", "0af7651916cd43dd8448eb211c80319c", "01"));
+    assert_eq!(
+        (version.as_str(), trace.as_str(), flags.as_str()),
+        ("00", "0af7651916cd43dd8448eb211c80319c", "01")
+    );
     assert_ne!(parent, "b7ad6b7169203331");
 }
 
@@ -185,7 +191,8 @@ fn a_trace_is_begun_where_there_is_none_or_a_broken_one() {
     for (number, sent) in broken.iter().enumerate() {
         println!("{sent:?}");
         let delivery = Delivery::good();
-        let delivery = sent.map_or_else(|| delivery.clone(), |value| delivery.clone().and("traceparent", value));
+        let delivery =
+            sent.map_or_else(|| delivery.clone(), |value| delivery.clone().and("traceparent", value));
         hookgate.send(&delivery).assert_forwarded(200);
         let [version, trace, _, _] = fields(upstream.requests()[number].header("traceparent").unwrap());
         assert_eq!(version, "00");
@@ -205,7 +212,13 @@ fn our_names_are_in_title_case() {
     assert!(answer.head.headers.iter().any(|(name, _)| name == "Hookgate-Outcome"), "{answer:?}");
     let request = upstream.only_request();
     let spelled: Vec<_> = request.head.headers.iter().map(|(name, _)| name.as_str()).collect();
-    for name in ["Pulumi-Webhook-Id", "Pulumi-Webhook-Kind", "Pulumi-Webhook-Signature", "Content-Type", "Hookgate-Webhook"] {
+    for name in [
+        "Pulumi-Webhook-Id",
+        "Pulumi-Webhook-Kind",
+        "Pulumi-Webhook-Signature",
+        "Content-Type",
+        "Hookgate-Webhook",
+    ] {
         assert!(spelled.contains(&name), "{name} in {spelled:?}");
     }
 }

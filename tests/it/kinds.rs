@@ -36,7 +36,10 @@ fn every_field_must_be_there_with_its_type() {
     let fields: [(&str, &[&str]); 12] = [
         ("environment.created", &["projectName", "environmentName", "action"]),
         ("environment_revision.created", &["projectName", "environmentName", "action", "revision"]),
-        ("environment_revision_tag.created", &["projectName", "environmentName", "action", "revision", "tagName"]),
+        (
+            "environment_revision_tag.created",
+            &["projectName", "environmentName", "action", "revision", "tagName"],
+        ),
         ("environment_tag.created", &["projectName", "environmentName", "action", "tagName"]),
         (
             "imported_environment_changed",
@@ -98,7 +101,11 @@ fn the_marks_of_another_kind_do_not_pass() {
         ("environment.created", "stackName", json!("website-prod")),
         ("stack.created", "environmentName", json!("prod")),
         ("drift_remediation.succeeded", "driftDetected", json!(true)),
-        ("environment.created", "importedEnvironmentReference", json!({"projectName": "a", "environmentName": "b", "revision": 1})),
+        (
+            "environment.created",
+            "importedEnvironmentReference",
+            json!({"projectName": "a", "environmentName": "b", "revision": 1}),
+        ),
     ];
     for (name, field, value) in cases {
         println!("{name} with {field}");
@@ -116,7 +123,10 @@ fn a_revision_is_an_integer() {
     let hookgate = Setup::new(&upstream).start();
     let with = |revision: &str| {
         let body = String::from_utf8(sample("environment_revision.created").body()).unwrap();
-        Delivery::new("environment_revision", body.replace("\"revision\": 5", &format!("\"revision\": {revision}")))
+        Delivery::new(
+            "environment_revision",
+            body.replace("\"revision\": 5", &format!("\"revision\": {revision}")),
+        )
     };
     for good in ["0", "9007199254740993", "2147483648"] {
         hookgate.send(&with(good)).assert_forwarded(200);
@@ -152,7 +162,13 @@ fn unknown_kinds_are_forwarded_by_name_and_star_only_and_marked() {
         .with(Webhook::to(&url).at("/name").events(&["kind:brand_new"]))
         .with(Webhook::to(&url).at("/star").events(&["*"]))
         .with(Webhook::to(&url).at("/other").events(&["kind:brand_newer"]))
-        .with(Webhook::to(&url).at("/groups").events(&["environments", "stacks", "deployments", "policies", "change_requests"]))
+        .with(Webhook::to(&url).at("/groups").events(&[
+            "environments",
+            "stacks",
+            "deployments",
+            "policies",
+            "change_requests",
+        ]))
         .start();
     for path in ["/name", "/star"] {
         hookgate.send(&Delivery::new("brand_new", "{\"any\":\"thing\"}").to(path)).assert_forwarded(200);

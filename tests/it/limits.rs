@@ -25,7 +25,8 @@ fn a_large_head_is_refused() {
     assert_eq!(connection.answer().status, 431);
     connection.assert_closed();
     let mut connection = hookgate.connect();
-    let many = (0..2000).fold(Delivery::good(), |delivery, number| delivery.and(&format!("X-{number}"), "many of them"));
+    let many = (0..2000)
+        .fold(Delivery::good(), |delivery, number| delivery.and(&format!("X-{number}"), "many of them"));
     connection.send(&many.bytes());
     assert_eq!(connection.answer().status, 431);
     connection.assert_closed();

@@ -26,7 +26,10 @@ fn each_delivery_has_one_line_with_its_story() {
     assert_eq!(line["status"], 201, "{line}");
     assert_eq!(line["upstream.status"], 201, "{line}");
     assert!(line["duration_ms"].as_f64().is_some_and(|time| time > 0.0 && time < 20_000.0), "{line}");
-    assert!(line["client.address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1")), "{line}");
+    assert!(
+        line["client.address"].as_str().is_some_and(|address| address.starts_with("127.0.0.1")),
+        "{line}"
+    );
     assert!(line["timestamp"].as_str().is_some_and(|time| time.starts_with("20")), "{line}");
     hookgate.send(&delivery).assert_own("duplicate");
     hookgate.wait_for_log(|line| line["delivery.id"] == "the-one" && line["outcome"] == "duplicate");
@@ -95,7 +98,8 @@ fn every_line_is_one_json_object() {
 /// Deliveries full of marks, good and bad, at the most talkative level.
 #[test]
 fn no_body_and_no_secret_is_logged_at_any_level() {
-    let upstream = Upstream::always(Reply::answer(500, &[("x-upstream", "mark-of-the-answer")], "mark-of-the-answer"));
+    let upstream =
+        Upstream::always(Reply::answer(500, &[("x-upstream", "mark-of-the-answer")], "mark-of-the-answer"));
     let hookgate = Setup::new(&upstream)
         .section("[log]\nlevel = \"trace\"")
         .file("token", "mark-of-the-header")
@@ -110,7 +114,14 @@ fn no_body_and_no_secret_is_logged_at_any_level() {
     hookgate.line_of("five");
     let signature = body().header_value("pulumi-webhook-signature").to_owned();
     let log = [hookgate.log_lines(), hookgate.error_lines()].concat().join("\n");
-    for secret in ["mark-of-the-body", "mark-of-the-answer", "mark-of-the-header", "mark-of-the-cookie", SECRET, &signature] {
+    for secret in [
+        "mark-of-the-body",
+        "mark-of-the-answer",
+        "mark-of-the-header",
+        "mark-of-the-cookie",
+        SECRET,
+        &signature,
+    ] {
         assert!(!log.contains(secret), "{secret} in the log");
     }
 }
@@ -136,7 +147,9 @@ fn control_characters_are_escaped_in_both_formats() {
             Delivery::good().to("/\u{c2}\u{9b}31m"),
             Delivery::good().to("/%1b%0a"),
             Delivery::good().with("Content-Type", "\u{c2}\u{9b}31m"),
-            Delivery::good().body("{\"organization\":{\"githubLogin\":\"\\u001b[31m\\nforged\\u009b\"}}").kind("brand_new"),
+            Delivery::good()
+                .body("{\"organization\":{\"githubLogin\":\"\\u001b[31m\\nforged\\u009b\"}}")
+                .kind("brand_new"),
             Delivery::good().body("{\"action\":\"\\u001b[31m\\nforged\\u009b\"}").kind("environment"),
             Delivery::good().body("\u{1b}[31m\nforged"),
         ];
@@ -145,9 +158,14 @@ fn control_characters_are_escaped_in_both_formats() {
             hookgate.send(&delivery);
         }
         hookgate.send(&Delivery::good().to("/the-last"));
-        hookgate.wait_for_line(|_| hookgate.log_lines().iter().filter(|line| line.contains("refused")).count() > count / 2);
+        hookgate.wait_for_line(|_| {
+            hookgate.log_lines().iter().filter(|line| line.contains("refused")).count() > count / 2
+        });
         for line in hookgate.log_lines().iter().chain(&hookgate.error_lines()) {
-            assert!(!line.chars().any(|character| character.is_control() || character == '\u{fffd}'), "{line:?}");
+            assert!(
+                !line.chars().any(|character| character.is_control() || character == '\u{fffd}'),
+                "{line:?}"
+            );
             assert!(!line.trim_start().starts_with("forged"), "{line:?}");
         }
     }
@@ -179,5 +197,8 @@ fn the_level_is_a_filter_and_the_environment_wins() {
     let with_config = quiet(Setup::new(&upstream));
     assert!(with_config.contains("good-one"), "{with_config}");
     let with_environment = quiet(Setup::new(&upstream).environment("RUST_LOG", "info"));
-    assert!(with_environment.contains("good-one") && !with_environment.contains("\"DEBUG\""), "{with_environment}");
+    assert!(
+        with_environment.contains("good-one") && !with_environment.contains("\"DEBUG\""),
+        "{with_environment}"
+    );
 }

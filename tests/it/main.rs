@@ -27,6 +27,8 @@ mod order;
 #[cfg(test)]
 mod relay;
 #[cfg(test)]
+mod reload;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod signatures;

@@ -64,7 +64,11 @@ fn the_metrics_count_what_happened() {
     hookgate.send(&Delivery::good().to("/another"));
     hookgate.send(&Delivery::good().method("PUT"));
     let outcome = |webhook, outcome, count| {
-        hookgate.wait_for_metric("hookgate_requests_total", &[("webhook", webhook), ("outcome", outcome)], count);
+        hookgate.wait_for_metric(
+            "hookgate_requests_total",
+            &[("webhook", webhook), ("outcome", outcome)],
+            count,
+        );
     };
     outcome("esc", "forwarded", 3.0);
     outcome("esc", "duplicate", 2.0);
@@ -85,7 +89,10 @@ fn the_metrics_count_what_happened() {
     outcome("none", "not_found", 2.0);
     let metrics = hookgate.metrics();
     let attempts = |result| {
-        metrics.value("hookgate_attempts_total", &[("webhook", "esc"), ("destination", "app"), ("result", result)])
+        metrics.value(
+            "hookgate_attempts_total",
+            &[("webhook", "esc"), ("destination", "app"), ("result", result)],
+        )
     };
     assert_eq!(attempts("delivered"), Some(2.0));
     assert_eq!(attempts("failed"), Some(1.0));

@@ -31,16 +31,17 @@ const FAULTS: [Fault; 12] = [
     fault("missing_header", 400, |delivery| delivery.without("Pulumi-Webhook-Id")),
     fault("bad_payload", 422, |delivery| signed_again(delivery.tampered("[]"))),
     fault("wrong_organization", 403, |delivery| {
-        let body = String::from_utf8(delivery.the_body().to_vec()).unwrap().replace("crazy-adventures\"", "other\"");
+        let body =
+            String::from_utf8(delivery.the_body().to_vec()).unwrap().replace("crazy-adventures\"", "other\"");
         signed_again(delivery.tampered(body))
     }),
-    fault("filtered", 200, |delivery| delivery.to_unwanted()),
+    fault("filtered", 200, |delivery| delivery.unwanted()),
     fault("forwarded", 200, |delivery| delivery),
 ];
 
 impl Delivery {
     /// Another sample, whose environment is not wanted; its organization stays what it is.
-    fn to_unwanted(self) -> Self {
+    fn unwanted(self) -> Self {
         let body = String::from_utf8(self.the_body().to_vec()).unwrap();
         let body = body.replace("\"prod\"", "\"unwanted\"");
         signed_again(self.tampered(body))
@@ -99,10 +100,21 @@ fn the_finer_order_holds_too() {
         .start();
     let good = Delivery::good;
     let long = "x".repeat(5000);
-    let other = String::from_utf8(good().the_body().to_vec()).unwrap().replace("crazy-adventures\"", "other\"");
+    let other =
+        String::from_utf8(good().the_body().to_vec()).unwrap().replace("crazy-adventures\"", "other\"");
     let cases: Vec<(&str, Delivery, u16, &str)> = vec![
-        ("malformed signature, large body", good().tampered(long.as_str()).signature("xyz"), 401, "bad_signature"),
-        ("repeated signature, large body", good().tampered(long.as_str()).and("Pulumi-Webhook-Signature", "x"), 400, "bad_header"),
+        (
+            "malformed signature, large body",
+            good().tampered(long.as_str()).signature("xyz"),
+            401,
+            "bad_signature",
+        ),
+        (
+            "repeated signature, large body",
+            good().tampered(long.as_str()).and("Pulumi-Webhook-Signature", "x"),
+            400,
+            "bad_header",
+        ),
         ("large body, no ID", good().tampered(long.as_str()).without("Pulumi-Webhook-Id"), 413, "too_large"),
         ("forged, empty kind", good().kind("").forged(), 401, "bad_signature"),
         ("forged, two IDs", good().and("Pulumi-Webhook-Id", "a").forged(), 401, "bad_signature"),

@@ -15,7 +15,10 @@ fn status_type_retry_after_and_body_are_relayed() {
         Reply::answer(status, &[("Content-Type", "text/x-odd; a=b"), ("Retry-After", "120")], "its own words")
     });
     let hookgate = in_front_of(&upstream);
-    for status in [200, 201, 202, 203, 206, 299, 400, 401, 403, 404, 408, 409, 410, 413, 422, 425, 429, 451, 500, 501, 502, 503, 504, 599] {
+    for status in [
+        200, 201, 202, 203, 206, 299, 400, 401, 403, 404, 408, 409, 410, 413, 422, 425, 429, 451, 500, 501,
+        502, 503, 504, 599,
+    ] {
         println!("{status}");
         let answer = hookgate.send(&Delivery::good().id(&status.to_string()));
         answer.assert_forwarded(status);
@@ -92,7 +95,9 @@ fn the_first_64_kib_of_the_body_are_relayed() {
 #[test]
 fn chunked_and_unframed_answers_are_relayed() {
     let upstream = Upstream::listed([
-        Reply::raw("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\nx-trailer: 1\r\n\r\n"),
+        Reply::raw(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n3\r\ntwo\r\n0\r\nx-trailer: 1\r\n\r\n",
+        ),
         Reply::raw("HTTP/1.1 200 OK\r\n\r\nonetwo").and_close(),
         Reply::raw("HTTP/1.0 200 OK\r\n\r\nonetwo").and_close(),
     ]);
@@ -108,7 +113,8 @@ fn chunked_and_unframed_answers_are_relayed() {
 #[test]
 fn interim_answers_of_the_upstream_are_passed_over() {
     let upstream = Upstream::always(
-        Reply::raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n").then(Reply::ok()),
+        Reply::raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n")
+            .then(Reply::ok()),
     );
     let hookgate = in_front_of(&upstream);
     let answer = hookgate.send(&Delivery::good());
@@ -143,7 +149,11 @@ fn no_usable_answer_is_a_bad_answer() {
         ("half a status line", Reply::raw("HTTP/1.").and_close()),
         ("no status", Reply::raw("HTTP/1.1 abc\r\n\r\n").and_close()),
         ("only an interim answer", Reply::raw("HTTP/1.1 100 Continue\r\n\r\n").and_close()),
-        ("a protocol switch", Reply::raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n").and_close()),
+        (
+            "a protocol switch",
+            Reply::raw("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n")
+                .and_close(),
+        ),
     ];
     for (what, reply) in cases {
         println!("{what}");
@@ -195,9 +205,16 @@ fn an_upstream_that_says_nothing_is_given_up_in_time() {
 fn a_body_that_breaks_off_is_relayed_as_far_as_it_came() {
     let cases = [
         ("closed", Reply::raw("HTTP/1.1 201 Made\r\ncontent-length: 100\r\n\r\nhalf").and_close()),
-        ("chunks closed", Reply::raw("HTTP/1.1 201 Made\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").and_close()),
+        (
+            "chunks closed",
+            Reply::raw("HTTP/1.1 201 Made\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n").and_close(),
+        ),
         ("silent", Reply::raw("HTTP/1.1 201 Made\r\ncontent-length: 100\r\n\r\nhalf").then(Reply::silence())),
-        ("broken chunk", Reply::raw("HTTP/1.1 201 Made\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nxyz\r\n").and_close()),
+        (
+            "broken chunk",
+            Reply::raw("HTTP/1.1 201 Made\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\nxyz\r\n")
+                .and_close(),
+        ),
     ];
     for (what, reply) in cases {
         println!("{what}");
@@ -215,7 +232,8 @@ fn a_body_that_breaks_off_is_relayed_as_far_as_it_came() {
 
 #[test]
 fn a_failing_status_with_a_broken_body_is_still_that_status() {
-    let upstream = Upstream::always(Reply::raw("HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nhalf").and_close());
+    let upstream =
+        Upstream::always(Reply::raw("HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nhalf").and_close());
     let hookgate = in_front_of(&upstream);
     let answer = hookgate.send(&Delivery::good());
     answer.assert_forwarded(500);
@@ -267,8 +285,9 @@ fn a_pooled_connection_that_breaks_unanswered_is_replaced_once() {
 
 #[test]
 fn the_replacement_is_tried_only_once() {
-    let upstream =
-        Upstream::scripted(|request| if request.connection == 1 { Reply::ok().and_close_at_next_byte() } else { Reply::hang_up() });
+    let upstream = Upstream::scripted(|request| {
+        if request.connection == 1 { Reply::ok().and_close_at_next_byte() } else { Reply::hang_up() }
+    });
     let hookgate = in_front_of(&upstream);
     hookgate.send(&Delivery::good()).assert_forwarded(200);
     hookgate.send(&Delivery::good()).assert_refused(502, "upstream_bad_answer");

@@ -32,7 +32,11 @@ fn a_sender_that_hangs_up_after_sending_does_not_stop_the_delivery() {
     assert_eq!(line["message"], "delivery");
     assert_eq!(line["outcome"], "forwarded");
     assert_eq!(line["upstream.status"], 200);
-    hookgate.wait_for_metric("hookgate_requests_total", &[("webhook", "webhook-1"), ("outcome", "forwarded")], 1.0);
+    hookgate.wait_for_metric(
+        "hookgate_requests_total",
+        &[("webhook", "webhook-1"), ("outcome", "forwarded")],
+        1.0,
+    );
     hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);
     // It was delivered, and hookgate knows.
     hookgate.send(&delivery).assert_own("duplicate");
@@ -54,8 +58,11 @@ fn a_sender_that_does_not_wait_at_all_is_still_served() {
             delivery.header_value("pulumi-webhook-id").to_owned()
         })
         .collect();
-    let mut seen: Vec<_> =
-        upstream.requests().iter().map(|request| request.header("pulumi-webhook-id").unwrap().to_owned()).collect();
+    let mut seen: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.header("pulumi-webhook-id").unwrap().to_owned())
+        .collect();
     seen.sort();
     assert_eq!(seen, ids);
 }

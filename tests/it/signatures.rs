@@ -57,7 +57,10 @@ fn either_case_of_hex_passes_and_arrives_as_it_was_sent() {
     mixed.extend(lower.chars().skip(32));
     for signature in [lower.to_ascii_uppercase(), mixed] {
         hookgate.send(&Delivery::good().signature(&signature)).assert_forwarded(200);
-        assert_eq!(upstream.requests().last().unwrap().header("pulumi-webhook-signature"), Some(signature.as_str()));
+        assert_eq!(
+            upstream.requests().last().unwrap().header("pulumi-webhook-signature"),
+            Some(signature.as_str())
+        );
     }
 }
 
@@ -127,9 +130,10 @@ fn during_a_rotation_either_secret_passes() {
     hookgate.send(&Delivery::good().signed_with(b"the old secret of this webhook")).assert_forwarded(200);
     hookgate.send(&Delivery::good()).assert_refused(401, "bad_signature");
     let used = |name| {
-        hookgate
-            .metrics()
-            .value("hookgate_secret_last_used_timestamp_seconds", &[("webhook", "webhook-1"), ("secret", name)])
+        hookgate.metrics().value(
+            "hookgate_secret_last_used_timestamp_seconds",
+            &[("webhook", "webhook-1"), ("secret", name)],
+        )
     };
     for name in ["new", "old"] {
         assert!(used(name).is_some_and(|time| time > 1.7e9), "{name}: {:?}", used(name));
@@ -182,7 +186,8 @@ fn one_newline_at_the_end_of_a_secret_file_is_not_part_of_it() {
 #[test]
 fn each_webhook_has_its_own_secret() {
     let upstream = Upstream::always(Reply::ok());
-    let other = crate::support::Webhook::to(&upstream.url()).at("/other").secret("{ file = \"{dir}/other\" }");
+    let other =
+        crate::support::Webhook::to(&upstream.url()).at("/other").secret("{ file = \"{dir}/other\" }");
     let hookgate = Setup::new(&upstream).with(other).file("other", "the secret of the other webhook").start();
     let good = Delivery::good;
     let by_other = || good().signed_with(b"the secret of the other webhook");

@@ -22,10 +22,10 @@ use sha2::Sha256;
 
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
-    hookgate::{Hookgate, Metrics, Setup, Webhook, program, run},
+    hookgate::{Hookgate, Setup, Webhook, program, run},
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
     upstream::{Reply, Upstream},
-    wire::{Address, Head},
+    wire::Address,
 };
 
 /// No wait of a test is longer than this.
@@ -138,8 +138,7 @@ pub(crate) struct TempDir(PathBuf);
 impl TempDir {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let name =
-            format!("hookgate-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("hookgate-it-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir(&path).unwrap();
         Self(path)

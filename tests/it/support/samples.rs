@@ -24,12 +24,7 @@ impl Sample {
     }
 }
 
-const fn of(
-    name: &'static str,
-    kind: &'static str,
-    event: &'static str,
-    group: &'static str,
-) -> Sample {
+const fn of(name: &'static str, kind: &'static str, event: &'static str, group: &'static str) -> Sample {
     Sample { name, kind, event, group }
 }
 
@@ -37,15 +32,45 @@ const fn of(
 pub(crate) const SAMPLES: [Sample; 21] = [
     of("environment.created", "environment", "environment_created", "environments"),
     of("environment.deleted", "environment", "environment_deleted", "environments"),
-    of("environment_revision.created", "environment_revision", "environment_revision_created", "environments"),
-    of("environment_revision.retracted", "environment_revision", "environment_revision_retracted", "environments"),
-    of("environment_revision_tag.created", "environment_revision_tag", "environment_revision_tag_created", "environments"),
-    of("environment_revision_tag.deleted", "environment_revision_tag", "environment_revision_tag_deleted", "environments"),
-    of("environment_revision_tag.updated", "environment_revision_tag", "environment_revision_tag_updated", "environments"),
+    of(
+        "environment_revision.created",
+        "environment_revision",
+        "environment_revision_created",
+        "environments",
+    ),
+    of(
+        "environment_revision.retracted",
+        "environment_revision",
+        "environment_revision_retracted",
+        "environments",
+    ),
+    of(
+        "environment_revision_tag.created",
+        "environment_revision_tag",
+        "environment_revision_tag_created",
+        "environments",
+    ),
+    of(
+        "environment_revision_tag.deleted",
+        "environment_revision_tag",
+        "environment_revision_tag_deleted",
+        "environments",
+    ),
+    of(
+        "environment_revision_tag.updated",
+        "environment_revision_tag",
+        "environment_revision_tag_updated",
+        "environments",
+    ),
     of("environment_tag.created", "environment_tag", "environment_tag_created", "environments"),
     of("environment_tag.deleted", "environment_tag", "environment_tag_deleted", "environments"),
     of("environment_tag.updated", "environment_tag", "environment_tag_updated", "environments"),
-    of("imported_environment_changed", "imported_environment_changed", "imported_environment_changed", "environments"),
+    of(
+        "imported_environment_changed",
+        "imported_environment_changed",
+        "imported_environment_changed",
+        "environments",
+    ),
     of("stack.created", "stack", "stack_created", "stacks"),
     of("stack.deleted", "stack", "stack_deleted", "stacks"),
     of("stack_preview.update_failed", "stack_preview", "preview_failed", "stacks"),
