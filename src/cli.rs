@@ -4,6 +4,7 @@
 //! wrong is one plain sentence on standard error that begins with `hookgate: `. It decides nothing about
 //! deliveries: what is right is said by [`crate::webhook`], and everything that serves by [`crate::app`].
 
+mod check;
 mod client;
 mod demo;
 mod healthcheck;
@@ -42,6 +43,8 @@ pub struct Cli {
 enum Command {
     /// Run the service
     Run(run::Args),
+    /// Say what a configuration means, or what is wrong with it
+    Check(check::Args),
     /// Show the whole path on this machine, with sample deliveries and forgeries
     Demo(demo::Args),
     /// Send a sample delivery, signed, to any URL
@@ -80,6 +83,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let mut out = Out::new(io::stdout());
     let ended = match cli.command {
         Command::Run(args) => run::run(&args, &mut out),
+        Command::Check(args) => check::run(&args, &mut out),
         Command::Demo(args) => demo::run(&args, &mut out),
         Command::Send(args) => send::run(&args, &mut out),
         Command::Sign(args) => sign::run(&args, &mut out),
@@ -129,6 +133,6 @@ mod tests {
             assert!(command.get_arguments().all(|arg| arg.get_help().is_some()), "{name}");
             seen += 1;
         }
-        assert_eq!(seen, 6);
+        assert_eq!(seen, 7);
     }
 }

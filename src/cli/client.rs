@@ -74,7 +74,7 @@ pub(super) async fn exchange(
         request.headers_mut().insert(HOST, target.host.clone());
     }
 
-    let stream = timeout_at(deadline, connect(&target.address)).await.or_else(|_| Err(late()))??;
+    let stream = timeout_at(deadline, connect(&target.address)).await.map_err(|_elapsed| late())??;
     let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
@@ -86,7 +86,7 @@ pub(super) async fn exchange(
     let mut connection = pin!(connection);
     let mut connected = true;
     let mut exchange = pin!(async {
-        let response = timeout_at(deadline, sender.send_request(request)).await.or_else(|_| Err(late()))?;
+        let response = timeout_at(deadline, sender.send_request(request)).await.map_err(|_elapsed| late())?;
         let (head, body) = response.map_err(no_answer)?.into_parts();
         let (body, end) = read(body, deadline).await;
         Ok(Answer { version: head.version, status: head.status, headers: head.headers, body, end })

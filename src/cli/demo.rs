@@ -11,6 +11,7 @@ use std::{
     future::pending,
     io::Write,
     net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
 
@@ -85,8 +86,8 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
             .and_then(|listener| Ok((listener.local_addr()?, listener)))
             .map(|(address, listener)| (listener, address))
             .map_err(|error| Failure::Failed(format!("no free loopback port for the upstream: {error}")))?;
-        let app =
-            App::build(config(&secret, upstream)?).map_err(|error| Failure::Failed(error.to_string()))?;
+        let app = App::build(config(&secret, upstream)?, None)
+            .map_err(|error| Failure::Failed(error.to_string()))?;
         let webhook = format!("http://{}{PATH}", app.addresses().webhook);
         let ops = format!("http://{}", app.addresses().ops);
         writeln!(
@@ -285,7 +286,17 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),
         dedupe: dedupe::Settings::default(),
-        webhooks: vec![config::Webhook { settings }],
+        webhooks: vec![config::Webhook {
+            settings,
+            scope: None,
+            secrets: Vec::new(),
+            environments: None,
+            tags: None,
+            destinations: Vec::new(),
+        }],
+        path: PathBuf::new(),
+        warnings: Vec::new(),
+        files: Vec::new(),
     })
 }
 
@@ -293,6 +304,6 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
 fn random_secret() -> Result<Secret, Failure> {
     let mut bytes = [0; 32];
     let failed = || Failure::Failed("the system gives no random bytes".into());
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).or_else(|_| Err(failed()))?;
-    Secret::try_new(hex::encode(bytes).into_bytes(), false).or_else(|_| Err(failed()))
+    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(|_error| failed())?;
+    Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_error| failed())
 }

@@ -2,21 +2,14 @@
 //!
 //! The log is the only thing it prints. What keeps it from starting goes to standard error.
 
-use std::{
-    io::{self, Write},
-    path::Path,
-};
+use std::io::{self, Write};
 
-use tracing::subscriber;
+use tracing::{subscriber, warn};
 
-use super::{
-    Ended, Failure,
-    input::{self, ConfigArgs},
-    output::Out,
-};
+use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
     app::{self, App, BuildError, Drained},
-    config::Config,
+    config::{self, Config},
     ops::log::{self, Sink},
 };
 
@@ -39,7 +32,8 @@ pub(super) struct Args {
 
 /// Serves.
 pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure> {
-    let config = load(&input::config_path(args.config.config.as_deref()))?;
+    let path = config::find(args.config.config.clone());
+    let config = Config::load(&path).map_err(|report| Failure::Usage(report.to_string()))?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
     let _entered = runtime.enter();
@@ -48,9 +42,12 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
 
     let (sink, flush) =
         Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
-    let subscriber = log::subscriber(&config.log, rust_log().as_deref(), sink);
+    let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
-    let app = App::build(config).map_err(|error| match error {
+    for warning in &config.warnings {
+        warn!(warning = %warning, "doubtful configuration");
+    }
+    let app = App::build(config, Some(control)).map_err(|error| match error {
         BuildError::Bind { .. } => Failure::Failed(error.to_string()),
         BuildError::Tls { .. } => Failure::Usage(error.to_string()),
     });
@@ -60,17 +57,4 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         Drained::Completely => Ended::Well,
         Drained::CutOff => Ended::Badly,
     })
-}
-
-/// A stand-in until the configuration can be loaded.
-fn load(path: &Path) -> Result<Config, Failure> {
-    Err(Failure::Usage(format!("{}: not built yet", path.display())))
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "RUST_LOG is the convention of the tracing filter, not a setting"
-)]
-fn rust_log() -> Option<String> {
-    std::env::var("RUST_LOG").ok()
 }

@@ -1,0 +1,242 @@
+//! `hookgate check`: validates the configuration, and says in plain words what it means.
+//!
+//! Nothing is bound, connected or written. Secrets and header values are told by where they come from only, and a
+//! URL's query is left out, for it may hold a token.
+
+use std::{
+    fmt::{self, Display, Formatter, Write as _},
+    io::Write,
+};
+
+use super::{Ended, Failure, input::ConfigArgs, output::Out};
+use crate::{
+    config::{self, Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
+    delivery::destination,
+    ops::log,
+    webhook::{
+        event::{EVENTS, Kind},
+        filter::{Events, KindCheck},
+    },
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  hookgate check --config hookgate.toml
+
+Exit status: 0 the configuration is good, 2 it is not: every mistake is told with its place and what would be right.";
+
+/// Arguments of `check`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Says what the configuration means, or what is wrong with it.
+pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    let path = config::find(args.config.config.clone());
+    let config = Config::load(&path).map_err(|report| Failure::Usage(report.to_string()))?;
+    write!(out, "{}", Description(&config))?;
+    Ok(Ended::Well)
+}
+
+/// What a configuration means, in plain words, line by line.
+#[derive(Debug)]
+struct Description<'c>(&'c Config);
+
+impl Display for Description<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(config) = self;
+        let server = &config.server;
+        writeln!(f, "{} is good. What it means:\n", config.path.display())?;
+        line(f, 0, "deliveries", format_args!("taken at {}, without TLS", server.listen))?;
+        line(f, 0, "health", format_args!("and metrics at {}", config.ops.listen))?;
+        line(
+            f,
+            0,
+            "limits",
+            format_args!(
+                "body {}, head {}, {} connections, {} of bodies held at a time",
+                size(server.max_body),
+                size(server.max_header),
+                server.max_connections,
+                size(server.max_inflight_bytes),
+            ),
+        )?;
+        line(
+            f,
+            0,
+            "timeouts",
+            format_args!(
+                "head {}, body {}, idle {}, drain {}",
+                show_duration(server.header_timeout),
+                show_duration(server.body_timeout),
+                show_duration(server.idle_timeout),
+                show_duration(server.drain_timeout),
+            ),
+        )?;
+        let window = config.dedupe.window;
+        if window.is_zero() {
+            line(f, 0, "duplicates", "not told: no memory of IDs at all")?;
+        } else {
+            line(f, 0, "duplicates", format_args!("told for {} after a delivery", show_duration(window)))?;
+        }
+        let format = match config.log.format {
+            log::Format::Json => "JSON",
+            log::Format::Text => "text",
+        };
+        line(f, 0, "log", format_args!("{format}, level {} (RUST_LOG wins)", config.log.level))?;
+        for webhook in &config.webhooks {
+            writeln!(f)?;
+            describe_webhook(f, webhook)?;
+        }
+        if !config.warnings.is_empty() {
+            writeln!(f, "\nWarnings:")?;
+            config.warnings.iter().try_for_each(|warning| writeln!(f, "  {warning}"))?;
+        }
+        Ok(())
+    }
+}
+
+fn describe_webhook(f: &mut Formatter<'_>, webhook: &Webhook) -> fmt::Result {
+    let settings = &webhook.settings;
+    let filter = &settings.filter;
+    writeln!(f, "webhook {}", settings.name)?;
+    line(f, 1, "path", &settings.path)?;
+    match webhook.scope {
+        Some(scope) => line(f, 1, "attached to", format_args!("one {} in Pulumi", scope.name()))?,
+        None => line(f, 1, "attached to", "anything in Pulumi")?,
+    }
+    for origin in &webhook.secrets {
+        line(f, 1, "secret", Secret(origin))?;
+    }
+    describe_events(f, 1, &filter.events)?;
+    match &filter.organization {
+        Some(organization) => line(f, 1, "organization", format_args!("only {organization}"))?,
+        None => line(f, 1, "organization", "any")?,
+    }
+    match &webhook.environments {
+        Some(patterns) => line(f, 1, "environments", format_args!("only {}", patterns.join(", ")))?,
+        None => line(f, 1, "environments", "any")?,
+    }
+    match &webhook.tags {
+        Some(patterns) => line(f, 1, "tags", format_args!("only {}", patterns.join(", ")))?,
+        None => line(f, 1, "tags", "any")?,
+    }
+    line(
+        f,
+        1,
+        "kind check",
+        match filter.kind_check {
+            KindCheck::Enforce => "a payload that does not fit its kind is refused",
+            KindCheck::Warn => "a payload that does not fit its kind is logged and goes on",
+        },
+    )?;
+    for (settings, told) in settings.destinations.iter().zip(&webhook.destinations) {
+        describe_destination(f, settings, told)?;
+    }
+    Ok(())
+}
+
+fn describe_destination(
+    f: &mut Formatter<'_>,
+    settings: &destination::Settings,
+    told: &Destination,
+) -> fmt::Result {
+    writeln!(f, "  destination {}", settings.name)?;
+    match told.url.split_once('?') {
+        Some((url, _)) => line(f, 2, "url", format_args!("{url}?…"))?,
+        None => line(f, 2, "url", &told.url)?,
+    }
+    line(f, 2, "timeout", show_duration(settings.timeout))?;
+    match settings.format {
+        destination::Format::Raw => line(f, 2, "format", "raw: the very bytes that were verified")?,
+    }
+    for (name, source) in &told.headers {
+        line(f, 2, "header", format_args!("{name}, from {source}"))?;
+    }
+    if let Some(ca) = &told.ca {
+        line(f, 2, "trust", format_args!("the certificates in {}, not the platform's", ca.display()))?;
+    }
+    match &settings.events {
+        Some(events) => describe_events(f, 2, events),
+        None => line(f, 2, "events", "all of the webhook's"),
+    }
+}
+
+/// Kinds that are wanted whole first, then single filters, one a line.
+fn describe_events(f: &mut Formatter<'_>, depth: usize, events: &Events) -> fmt::Result {
+    let mut label = "events";
+    let mut tell = |text: &dyn Display| line(f, depth, std::mem::take(&mut label), text);
+    if events.are_all() {
+        return tell(&"every event, known or not");
+    }
+    for kind in events.kinds() {
+        match Kind::find(kind) {
+            Some(known) => {
+                let filters: Vec<_> = filters_of(known, events).collect();
+                // A kind whose only filter has its name says it once.
+                if filters == [known.name] || filters.is_empty() {
+                    tell(&format_args!("{kind}"))?;
+                } else {
+                    tell(&format_args!("{kind}, whatever became of it: {}", filters.join(", ")))?;
+                }
+            }
+            None => tell(&format_args!("{kind}, a kind that hookgate does not know"))?,
+        }
+    }
+    for prefix in events.kind_prefixes() {
+        tell(&format_args!("every kind that begins with {prefix}"))?;
+    }
+    for event in events.filters() {
+        // Those of a kind that is wanted whole were told with it.
+        if event.kind.is_some_and(|kind| events.kinds().iter().any(|whole| whole == kind)) {
+            continue;
+        }
+        if event.is_published() {
+            tell(&event.name)?;
+        } else {
+            tell(&format_args!("{}, as far as it can be told", event.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The filters of a kind that a set holds; all of them where the kind alone is named.
+fn filters_of<'e>(kind: &'static Kind, events: &'e Events) -> impl Iterator<Item = &'static str> + use<'e> {
+    let held = |name: &str| events.filters().any(|event| event.name == name);
+    let of_kind = || EVENTS.iter().filter(move |event| event.kind == Some(kind.name)).map(|event| event.name);
+    let any = of_kind().any(held);
+    of_kind().filter(move |name| !any || held(name))
+}
+
+/// One line: a label of fixed width, and what it is about.
+fn line(f: &mut Formatter<'_>, depth: usize, label: &str, text: impl Display) -> fmt::Result {
+    let indent = depth * 2;
+    let width = 14;
+    write!(f, "{:indent$}{label:<width$}", "")?;
+    // TOML's strings can hold anything, and this goes to a terminal.
+    for c in text.to_string().chars() {
+        if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) }?;
+    }
+    f.write_char('\n')
+}
+
+fn size(bytes: usize) -> String {
+    u64::try_from(bytes).map_or_else(|_| bytes.to_string(), show_size)
+}
+
+/// A secret by its name.
+struct Secret<'o>(&'o Origin);
+
+impl Display for Secret<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(Origin { name, source, expires }) = self;
+        write!(f, "{name}, from {source}")?;
+        match expires {
+            Some(end) => write!(f, ", until {}", show_instant(*end)),
+            None => Ok(()),
+        }
+    }
+}
