@@ -48,7 +48,8 @@ use crate::{
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
-    upstream::{Tls, TlsError, target},
+    tls::{Authorities, NoRoots},
+    upstream::{Tls, target},
 };
 
 /// The service, bound and not yet running.
@@ -105,16 +106,19 @@ pub enum BuildError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// TLS towards a destination cannot be set up.
+    /// There is nobody to trust towards a destination.
     #[error("destination `{destination}` of webhook `{webhook}`: {source}")]
-    Tls {
+    NoRoots {
         /// The webhook's name.
         webhook: String,
         /// The destination's name.
         destination: String,
         /// What is wrong.
-        source: TlsError,
+        source: NoRoots,
     },
+    /// TLS as a whole cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// The most threads that serve requests. One serves tens of thousands of deliveries a second, and a sidecar is
@@ -168,12 +172,13 @@ impl App {
             metrics,
             lane: 0,
         };
+        let tls = config.tls.map(|tls| server_tls::Tls::try_new(&tls.identity)).transpose()?;
         let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
         let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
         let addresses = Addresses { webhook, ops: ops_address };
         let source =
             Source { path: config.path, files: config.files, ops: config.ops, dedupe: config.dedupe, log };
-        Ok(Self { source, addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
+        Ok(Self { source, addresses, webhooks, ops, tls, settings: config.server, gate, lanes })
     }
 
     /// Where it listens.
@@ -205,7 +210,8 @@ impl App {
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        let mut reloading = pin!(self.source.reload_on_change(&self.settings, &self.gate, self.lanes));
+        let serving = Serving { settings: &self.settings, tls: self.tls.as_ref(), gate: &self.gate };
+        let mut reloading = pin!(self.source.reload_on_change(serving, self.lanes));
         tokio::select! {
             () = shutdown => {}
             () = &mut reloading => {}
@@ -267,9 +273,17 @@ impl Signals {
     }
 }
 
+/// What a reload acts on.
+#[derive(Clone, Copy)]
+struct Serving<'a> {
+    settings: &'a server::Settings,
+    tls: Option<&'a server_tls::Tls>,
+    gate: &'a Gate,
+}
+
 impl Source {
     /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
-    async fn reload_on_change(&self, settings: &server::Settings, gate: &Gate, lanes: usize) {
+    async fn reload_on_change(&self, serving: Serving<'_>, lanes: usize) {
         let mut watch = Watch::new(self.files.clone());
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => Some(hangups),
@@ -291,8 +305,8 @@ impl Source {
             }
             // Looked at before it is read: what changes meanwhile is noticed as a change.
             watch = Watch::new(watch.into_files());
-            let files = self.reload(settings, gate, lanes);
-            gate.metrics.reload(files.is_some());
+            let files = self.reload(serving, lanes);
+            serving.gate.metrics.reload(files.is_some());
             if let Some(files) = files {
                 watch.also(files);
             }
@@ -301,7 +315,8 @@ impl Source {
 
     /// Puts the file's configuration in force, or leaves the one that is. The files to watch from now on, if it
     /// was put in force.
-    fn reload(&self, settings: &server::Settings, gate: &Gate, lanes: usize) -> Option<Vec<PathBuf>> {
+    fn reload(&self, serving: Serving<'_>, lanes: usize) -> Option<Vec<PathBuf>> {
+        let Serving { settings, tls, gate } = serving;
         let config = match Config::load(&self.path) {
             Ok(config) => config,
             Err(report) => {
@@ -313,7 +328,13 @@ impl Source {
             }
         };
         let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
-        let routes = match routes(webhooks, &gate.metrics, lanes) {
+        let routes = routes(webhooks, &gate.metrics, lanes).and_then(|routes| {
+            if let (Some(tls), Some(new)) = (tls, &config.tls) {
+                tls.replace(&new.identity)?;
+            }
+            Ok(routes)
+        });
+        let routes = match routes {
             Ok(routes) => routes,
             Err(error) => {
                 error!(%error, "the configuration was not reloaded: the old one stays in force");
@@ -325,6 +346,9 @@ impl Source {
         }
         if config.server != *settings || config.ops != self.ops || config.dedupe != self.dedupe {
             warn!("changes of [server], [ops] and [dedupe] need a restart");
+        }
+        if config.tls.is_some() != tls.is_some() {
+            warn!("switching `server.tls` on or off needs a restart");
         }
         if let Some(log) = &self.log {
             log.set_level(&config.log.level);
@@ -363,11 +387,7 @@ fn routes(
             Some((settings, destination))
         })
         .map(|(settings, destination)| {
-            let tls = towards(&destination, &mut platform).map_err(|source| BuildError::Tls {
-                webhook: settings.name.clone(),
-                destination: destination.name.clone(),
-                source,
-            })?;
+            let tls = towards(&settings.name, &destination, &mut platform)?;
             let handles = metrics.destination(&settings.name, &destination.name);
             let destination = Destination::new(&destination, &settings.name, tls, handles, lanes);
             let secrets = settings.verifier.keys().iter().map(|key| key.name());
@@ -384,16 +404,25 @@ fn routes(
 }
 
 /// TLS towards a destination that has it. The platform's roots are read once.
-fn towards(destination: &destination::Settings, platform: &mut Option<Tls>) -> Result<Option<Tls>, TlsError> {
-    match (&destination.target.address, &destination.ca, &platform) {
-        (target::Address::Tcp { tls: true, .. }, Some(ca), _) => Tls::try_new(Some(ca)).map(Some),
-        (target::Address::Tcp { tls: true, .. }, None, Some(known)) => Ok(Some(known.clone())),
-        (target::Address::Tcp { tls: true, .. }, None, None) => {
-            *platform = Some(Tls::try_new(None)?);
-            Ok(platform.clone())
+fn towards(
+    webhook: &str,
+    destination: &destination::Settings,
+    platform: &mut Option<Authorities>,
+) -> Result<Option<Tls>, BuildError> {
+    let target::Address::Tcp { tls: true, .. } = destination.target.address else { return Ok(None) };
+    let authorities = match (&destination.ca, &platform) {
+        (Some(own), _) => own.clone(),
+        (None, Some(known)) => known.clone(),
+        (None, None) => {
+            let roots = Authorities::platform().map_err(|source| BuildError::NoRoots {
+                webhook: webhook.to_owned(),
+                destination: destination.name.clone(),
+                source,
+            })?;
+            platform.insert(roots).clone()
         }
-        _ => Ok(None),
-    }
+    };
+    Ok(Some(Tls::try_new(&authorities, destination.identity.as_ref())?))
 }
 
 /// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its

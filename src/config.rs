@@ -7,6 +7,7 @@
 //! `file.rs`, `webhook.rs` and `destination.rs` say what the file may say, from its top to its bottom; `reader.rs`
 //! takes it apart and collects the mistakes.
 
+mod certificates;
 mod destination;
 mod file;
 mod origin;
@@ -25,7 +26,9 @@ use std::{
 use toml::de::DeTable;
 
 pub use self::{
+    certificates::IdentityFiles,
     destination::Destination,
+    file::ServerTls,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     report::{Mistake, Place, Report},
     units::{show_duration, show_instant, show_size},
@@ -56,6 +59,8 @@ pub struct Config {
     pub path: PathBuf,
     /// `[server]`.
     pub server: server::Settings,
+    /// `server.tls`. `None`: plain HTTP.
+    pub tls: Option<ServerTls>,
     /// `[ops]`.
     pub ops: ops::Settings,
     /// `[log]`.
@@ -136,14 +141,14 @@ impl Config {
             }
             return Err(Report::new(context.finish().mistakes));
         }
-        let Settings { server, ops, log, dedupe, webhooks } =
+        let Settings { server, tls, ops, log, dedupe, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
         let Findings { mistakes, mut warnings, files } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes));
         }
         report::sort(&mut warnings);
-        Ok(Self { path: path.to_owned(), server, ops, log, dedupe, webhooks, warnings, files })
+        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, webhooks, warnings, files })
     }
 }
 

@@ -22,9 +22,11 @@ use hyper::{
 };
 use tokio::time::{Instant, timeout_at};
 
+pub use connect::Tls;
 use connect::{Connection, Connector};
-pub use connect::{Tls, TlsError};
 use target::Target;
+
+use crate::tls;
 
 /// The most of an answer's body that is read, in bytes. The rest is not waited for.
 pub const MAX_ANSWER: usize = 64 << 10;
@@ -90,6 +92,11 @@ impl SendError {
 
     fn unreachable(error: &dyn Error) -> Self {
         Self::new(Failure::Unreachable, chain(error))
+    }
+
+    fn tls(error: &(dyn Error + 'static)) -> Self {
+        let detail = tls::explain(error).unwrap_or_else(|| chain(error));
+        Self::new(Failure::Unreachable, format!("TLS with it does not come about: {detail}"))
     }
 }
 
@@ -184,6 +191,10 @@ impl Upstream {
         let mut connection = self.connector.connect().await?;
         match connection.send(make()).await {
             Ok(response) => Ok((response, connection)),
+            // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
+            Err(error) if !connection.has_answered() && tls::is_refusal(&error) => {
+                Err(SendError::tls(&error))
+            }
             Err(error) => Err(bad_answer(&error)),
         }
     }

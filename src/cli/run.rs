@@ -48,8 +48,8 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         warn!(%warning, "doubtful configuration");
     }
     let app = App::build(config, Some(control)).map_err(|error| match error {
-        BuildError::Bind { .. } => Failure::Failed(error.to_string()),
-        BuildError::Tls { .. } => Failure::Usage(error.to_string()),
+        BuildError::Bind { .. } | BuildError::Tls(_) => Failure::Failed(error.to_string()),
+        BuildError::NoRoots { .. } => Failure::Usage(error.to_string()),
     });
     let drained = app.map(|app| runtime.block_on(app.run(shutdown, now)));
     flush.finish();

@@ -11,6 +11,7 @@ use hyper::{
 
 use crate::{
     ops::metrics::ForDestination,
+    tls::{Authorities, Identity},
     upstream::{Tls, Upstream, target::Target},
     webhook::{filter::Events, headers},
 };
@@ -28,8 +29,10 @@ pub struct Settings {
     pub timeout: Duration,
     /// Headers that are added, on top of hookgate's own. Values are marked sensitive.
     pub headers: HeaderMap,
-    /// https: PEM certificates of the authorities to trust instead of the platform's.
-    pub ca: Option<Vec<u8>>,
+    /// https: the authorities to trust instead of the platform's.
+    pub ca: Option<Authorities>,
+    /// https: the client certificate that hookgate presents.
+    pub identity: Option<Identity>,
     /// Narrows the webhook's events. `None`: all of them.
     pub events: Option<Events>,
 }

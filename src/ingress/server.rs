@@ -285,11 +285,28 @@ impl<H: Handler> Server<H> {
         let _open = Open::new(&self.handler);
         match &self.tls {
             None => self.connection(socket, peer).await,
-            Some(tls) => match timeout(self.settings.header_timeout, tls.acceptor().accept(socket)).await {
-                Ok(Ok(socket)) => self.connection(socket, peer).await,
-                Ok(Err(error)) => debug!(error = %error, "a TLS handshake failed"),
-                Err(_) => debug!("a TLS handshake took longer than `header_timeout`"),
-            },
+            Some(tls) => {
+                let handshake = timeout(self.settings.header_timeout, tls.acceptor().accept(socket));
+                let shaken = tokio::select! {
+                    biased;
+                    shaken = handshake => shaken,
+                    () = self.last_request() => return debug!("the drain ended a TLS handshake"),
+                };
+                match shaken {
+                    Ok(Ok(socket)) => self.connection(socket, peer).await,
+                    Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+                    Err(_elapsed) => debug!("a TLS handshake took longer than `header_timeout`"),
+                }
+            }
+        }
+    }
+
+    /// Waits until the drain has begun and no further request is waited for.
+    async fn last_request(&self) {
+        self.drain.begun.cancelled().await;
+        tokio::select! {
+            () = self.drain.cut.cancelled() => {}
+            () = sleep(LAST_REQUEST) => {}
         }
     }
 

@@ -18,8 +18,7 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
@@ -31,53 +30,23 @@ use super::{
     Failure, SendError,
     target::{Address, Target},
 };
+use crate::tls::{self, Authorities, Identity};
 
 /// The longest head of an answer, in bytes.
 const MAX_ANSWER_HEAD: usize = 64 << 10;
 
-/// Whom to trust, and how, for `https` upstreams.
+/// Whom to trust, and who hookgate is, for `https` upstreams.
 #[derive(Clone)]
 pub struct Tls(TlsConnector);
 
-/// Why TLS towards upstreams cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The platform has no usable root certificates.
-    #[error("no root certificates were found on this system: install them, or set `ca` for the destination")]
-    NoRoots,
-    /// The configured authorities cannot be read.
-    #[error("the CA file cannot be read as PEM certificates")]
-    Pem,
-    /// rustls refuses a certificate or its provider.
-    #[error("TLS cannot be set up")]
-    Rustls(#[from] rustls::Error),
-}
-
 impl Tls {
-    /// Trusts the authorities in `pem`, or without it the platform's.
+    /// Trusts these authorities, and presents this identity where the upstream asks for one.
     ///
     /// # Errors
     ///
-    /// [`TlsError`].
-    pub fn try_new(pem: Option<&[u8]>) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(pem) = pem {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                roots.add(certificate.or(Err(TlsError::Pem))?)?;
-            }
-        } else {
-            // A system's store may hold certificates that rustls does not take; the others serve.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        if roots.is_empty() {
-            return Err(if pem.is_some() { TlsError::Pem } else { TlsError::NoRoots });
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+    /// If the provider does not fit, which no configuration can bring about.
+    pub fn try_new(authorities: &Authorities, identity: Option<&Identity>) -> Result<Self, rustls::Error> {
+        Ok(Self(TlsConnector::from(tls::client(authorities, identity)?)))
     }
 }
 
@@ -116,10 +85,8 @@ impl Connector {
                     Some(Tls(connector)) if *tls => {
                         let name = ServerName::try_from(host.clone())
                             .map_err(|error| SendError::unreachable(&error))?;
-                        let socket = connector
-                            .connect(name, socket)
-                            .await
-                            .map_err(|error| SendError::unreachable(&error))?;
+                        let socket =
+                            connector.connect(name, socket).await.map_err(|error| SendError::tls(&error))?;
                         Connection::open(socket).await
                     }
                     None if *tls => Err(SendError::new(Failure::Unreachable, "TLS is not set up")),
