@@ -1,5 +1,6 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod privacy;
 mod watch;
 
 use std::{
@@ -25,6 +26,7 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
+pub use privacy::forbid_dumps;
 use watch::Watch;
 
 use crate::{
