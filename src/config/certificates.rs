@@ -62,14 +62,24 @@ pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
     }
 }
 
+/// A path. Who wrote the content of the file in its place finds it in no report.
+fn path<'c>(item: &Item<'c>) -> Option<&'c Path> {
+    let text = item.text("a path in quotes")?;
+    if text.contains("-----") || text.contains(char::is_control) {
+        item.mistake("has to be the path of a PEM file: write its content into a file, and the path here");
+        return None;
+    }
+    Some(Path::new(text))
+}
+
 fn certificates(item: &Item<'_>) -> Option<(PathBuf, Certificates)> {
-    let path = Path::new(item.text("a path in quotes")?);
+    let path = path(item)?;
     let put = "put the PEM certificate there, followed by those of its issuers";
     read(item, path, put, |pem| Certificates::parse(pem).map_err(|error| wrong_certificates(path, error)))
 }
 
 fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
-    let path = Path::new(item.text("a path in quotes")?);
+    let path = path(item)?;
     let put = "put the PEM private key there, readable for hookgate's user";
     warn_of_writers(item, path);
     warn_of_readers(item, path);
@@ -78,7 +88,7 @@ fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
 
 /// `ca`: the authorities to trust.
 pub(super) fn authorities(item: &Item<'_>) -> Option<(PathBuf, Authorities)> {
-    let path = Path::new(item.text("a path in quotes")?);
+    let path = path(item)?;
     let put = "put the PEM certificates of the authorities to trust there";
     warn_of_writers(item, path);
     read(item, path, put, |pem| Authorities::parse(pem).map_err(|error| wrong_certificates(path, error)))

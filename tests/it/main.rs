@@ -29,10 +29,14 @@ mod relay;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod signatures;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod unix;

@@ -5,6 +5,7 @@
 mod client;
 mod hookgate;
 mod samples;
+pub(crate) mod tls;
 mod upstream;
 mod wire;
 
@@ -24,7 +25,7 @@ pub(crate) use self::{
     client::{Answer, Connection, Delivery},
     hookgate::{Hookgate, Setup, Webhook, program, run},
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
-    upstream::{Reply, Upstream},
+    upstream::{Reply, Request, Upstream},
     wire::Address,
 };
 

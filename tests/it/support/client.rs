@@ -235,6 +235,10 @@ impl Connection {
         }
     }
 
+    pub(crate) fn over(socket: Socket) -> Self {
+        Self(BufReader::new(socket))
+    }
+
     /// Sends bytes; that the other side has closed already is for the reader to find out.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         match self.0.get_mut().write_all(bytes) {
