@@ -118,7 +118,8 @@ impl Config {
         Self::parse_in(path, text, SystemTime::now(), &variable)
     }
 
-    fn parse_in(
+    /// As [`Config::parse`], with another clock and another environment.
+    pub(crate) fn parse_in(
         path: &Path,
         text: &str,
         now: SystemTime,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     delivery::destination::{Format, Settings, is_reserved_header},
-    upstream::target::{Address, Target},
+    upstream::target::{Address, Target, TargetError},
     webhook::{event::Scope, filter::Events},
 };
 
@@ -77,9 +77,7 @@ fn destination(
         }
         Some(events)
     });
-    table.not_built(
-        "identity",
-        "remove it; a client certificate towards the upstream is the job of a proxy beside it until then",
+    table.refuse("identity", "is not built yet: remove it; a client certificate towards the upstream is the job of a proxy beside it until then",
     );
     table.finish();
 
@@ -97,7 +95,10 @@ fn url(item: &Item<'_>) -> Option<(String, Target)> {
     let target = match Target::parse(text) {
         Ok(target) => target,
         Err(error) => {
-            item.mistake(error);
+            match error {
+                TargetError::Fragment => item.mistake(format_args!("{error}: remove it")),
+                _ => item.mistake(error),
+            }
             return None;
         }
     };
@@ -139,7 +140,7 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
         let (context, at, key_at, key) = (item.context, item.at, item.key_at, item.key.clone());
         let name = HeaderName::from_bytes(written.as_bytes()).ok();
         match &name {
-            None => context.mistake(key_at, &key, "is no name of a header: letters, digits and - are"),
+            None => context.mistake(key_at, &key, "is no header's name: use letters, digits and '-'"),
             Some(name) if is_reserved_header(name) => context.mistake(
                 key_at,
                 &key,

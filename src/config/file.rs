@@ -33,14 +33,25 @@ pub(super) struct Settings {
 impl Settings {
     /// Reads the whole file. What is wrong is noted, and the default stands in for it.
     pub(super) fn read(mut root: Table<'_>) -> Self {
+        let before = root.context.mistakes();
         let server = section(&mut root, "server").map(server).unwrap_or_default();
-        let ops = section(&mut root, "ops").map(|table| ops(table, &server.listen)).unwrap_or_default();
+        let ops = section(&mut root, "ops").map(ops).unwrap_or_default();
+        if root.context.mistakes() == before {
+            check_listeners(&root, &server.listen, ops.listen);
+        }
         let log = section(&mut root, "log").map(log).unwrap_or_default();
         let dedupe = section(&mut root, "dedupe").map(dedupe).unwrap_or_default();
-        root.not_built("console", "remove it; /metrics and the log say what became of a delivery until then");
-        root.not_built(
+        root.refuse(
+            "console",
+            "is not built yet: remove it; /metrics and the log say what became of a delivery until then",
+        );
+        root.refuse(
             "queue",
-            "remove it; without it each delivery is handed on at once, and the upstream's answer is Pulumi's",
+            "is not built yet: remove it; without it each delivery is handed on at once, and the upstream's answer is Pulumi's",
+        );
+        root.refuse(
+            "destination",
+            "belongs to a webhook: write [[webhook.destination]] below its [[webhook]]",
         );
         let queued = root.find("queue").is_some();
         let webhooks = webhooks(&mut root, queued);
@@ -81,7 +92,10 @@ fn server(mut table: Table<'_>) -> server::Settings {
         drain_timeout: table
             .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
     };
-    table.not_built("tls", "remove it; TLS towards the world is the job of an ingress in front until then");
+    table.refuse(
+        "tls",
+        "is not built yet: remove it; TLS towards the world is the job of an ingress in front until then",
+    );
     if table.context.mistakes() == before && settings.max_inflight_bytes < settings.max_body {
         let text = "is below `max_body`, so that the longest body would never be let in: raise it, or lower `max_body`";
         match table.find("max_inflight_bytes").or_else(|| table.find("max_body")) {
@@ -93,8 +107,7 @@ fn server(mut table: Table<'_>) -> server::Settings {
     settings
 }
 
-/// `[ops]`. `taken` is the address of the other listener.
-fn ops(mut table: Table<'_>, taken: &Address) -> ops::Settings {
+fn ops(mut table: Table<'_>) -> ops::Settings {
     let default = ops::Settings::default();
     let listen = table.read("listen", default.listen, |item| match listen(item)? {
         Address::Tcp(address) => Some(address),
@@ -103,13 +116,25 @@ fn ops(mut table: Table<'_>, taken: &Address) -> ops::Settings {
             None
         }
     });
-    if let (Address::Tcp(taken), Some(item)) = (taken, table.find("listen"))
-        && overlap(*taken, listen)
-    {
-        item.mistake(format_args!("{listen} is taken by `server.listen`: choose another port"));
-    }
     table.finish();
     ops::Settings { listen }
+}
+
+/// Both listeners cannot have one address, whichever of the two is written.
+fn check_listeners(root: &Table<'_>, server: &Address, ops: SocketAddr) {
+    let Address::Tcp(server) = server else { return };
+    if !overlap(*server, ops) {
+        return;
+    }
+    for (section, other) in [("ops", "server.listen"), ("server", "ops.listen")] {
+        let table = root.find(section).and_then(|item| item.table(""));
+        if let Some(item) = table.and_then(|table| table.find("listen")) {
+            item.mistake(format_args!(
+                "is the address of `{other}` too: choose another port for one of them"
+            ));
+            return;
+        }
+    }
 }
 
 /// Whether the kernel refuses the second of two listeners.
@@ -185,7 +210,7 @@ fn level(item: &Item<'_>) -> Option<String> {
     let text = item.text("a level such as \"info\" or a filter directive such as \"hookgate=debug\"")?;
     // A word that is no level is the name of a target, of which everything is then logged and of all else nothing.
     for word in text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[', ':'])) {
-        let known = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || matches!(word, "hookgate");
+        let known = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word == "hookgate";
         if !known {
             let similar = nearest(word, LEVELS.into_iter()).unwrap_or("info");
             item.mistake(format_args!(

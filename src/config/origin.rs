@@ -151,7 +151,7 @@ impl Source {
             }
             (None, None) => {
                 table.mistake(
-                    "says not where the value comes from: write { file = \"…\" } or { env = \"NAME\" }",
+                    "does not say where the value comes from: write { file = \"…\" } or { env = \"NAME\" }",
                 );
                 None
             }
@@ -228,7 +228,7 @@ fn entry_of(mut table: Table<'_>, number: usize) -> Option<(Secret, Origin)> {
     let secret = source.as_ref().and_then(|source| match source.secret(&table, allow_short) {
         Ok(secret) => Some(secret),
         Err(error) => {
-            table.mistake(format_args!("{error}; {}", fix(&error, source)));
+            table.mistake(format_args!("{error}; {}", fix(&error, source, "secret")));
             None
         }
     });
@@ -246,14 +246,14 @@ fn entry_of(mut table: Table<'_>, number: usize) -> Option<(Secret, Origin)> {
     Some((secret?, Origin { name, source: source?, expires }))
 }
 
-/// What to do about a secret that cannot be had.
-fn fix(error: &SecretSourceError, source: &Source) -> String {
+/// What to do about a value that cannot be had; `what` it is.
+fn fix(error: &SecretSourceError, source: &Source, what: &str) -> String {
     match error {
         SecretSourceError::Unset { .. } => "set it where hookgate is started".into(),
-        SecretSourceError::Unreadable { .. } => "put the secret there, readable for hookgate's user".into(),
-        SecretSourceError::TooLong { .. } => "it has to hold the secret alone".into(),
+        SecretSourceError::Unreadable { .. } => format!("put the {what} there, readable for hookgate's user"),
+        SecretSourceError::TooLong { .. } => format!("it has to hold the {what} alone"),
         SecretSourceError::Secret(SecretError::Empty) => {
-            format!("put the webhook's secret into {source}")
+            format!("put the {what} into {source}")
         }
         SecretSourceError::Secret(SecretError::Short { .. }) => format!(
             "choose one of {MIN_LEN} bytes or more, or, if it cannot be changed, write `allow_short = true` into this entry"
@@ -296,11 +296,11 @@ pub(super) fn header_value(item: Item<'_>) -> Option<(Zeroizing<Vec<u8>>, Source
     let value = source.and_then(|source| match source.secret(&table, true) {
         Ok(value) => Some((Zeroizing::new(value.as_key().to_vec()), source)),
         Err(SecretSourceError::Secret(_)) => {
-            table.mistake(format_args!("{source} is empty: put the header's value there"));
+            table.mistake(format_args!("{source} is empty; put the header's value there"));
             None
         }
         Err(error) => {
-            table.mistake(format_args!("{error}; it has to hold the header's value alone"));
+            table.mistake(format_args!("{error}; {}", fix(&error, &source, "header's value")));
             None
         }
     });

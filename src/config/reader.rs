@@ -266,6 +266,7 @@ impl<'c> Item<'c> {
             at: self.at,
             entries,
             known: Vec::new(),
+            misplaced: Vec::new(),
         })
     }
 }
@@ -278,13 +279,16 @@ pub(super) struct Table<'c> {
     /// Where it stands, as a byte offset.
     pub(super) at: usize,
     entries: &'c DeTable<'c>,
+    /// What was taken.
     known: Vec<&'static str>,
+    /// What was found to be wrong to have, and is not to be suggested.
+    misplaced: Vec<&'static str>,
 }
 
 impl<'c> Table<'c> {
     /// The file itself.
     pub(super) fn root(context: &'c Context<'c>, entries: &'c DeTable<'c>) -> Self {
-        Self { context, key: String::new(), at: 0, entries, known: Vec::new() }
+        Self { context, key: String::new(), at: 0, entries, known: Vec::new(), misplaced: Vec::new() }
     }
 
     /// Takes a key.
@@ -312,10 +316,11 @@ impl<'c> Table<'c> {
         self.take(name).and_then(|item| read(&item)).unwrap_or(default)
     }
 
-    /// Takes a key that is part of the design and not built yet; `way_out` says what to do meanwhile.
-    pub(super) fn not_built(&mut self, name: &'static str, way_out: &str) {
-        if let Some(item) = self.take(name) {
-            self.context.mistake(item.key_at, &item.key, format_args!("is not built yet: {way_out}"));
+    /// Refuses a key that has no place here; `why` says so, and what to do.
+    pub(super) fn refuse(&mut self, name: &'static str, why: &str) {
+        self.misplaced.push(name);
+        if let Some(item) = self.find(name) {
+            self.context.mistake(item.key_at, &item.key, why);
         }
     }
 
@@ -354,7 +359,7 @@ impl<'c> Table<'c> {
     /// Notes every key that nobody took.
     pub(super) fn finish(self) {
         for (name, item) in self.entries() {
-            if !self.known.contains(&name) {
+            if !self.known.contains(&name) && !self.misplaced.contains(&name) {
                 let known = Known { name, known: &self.known };
                 self.context.mistake(item.key_at, &item.key, format_args!("is not a known key; {known}"));
             }
