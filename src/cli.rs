@@ -20,20 +20,25 @@ use std::{io, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 use self::output::Out;
-use crate::app;
+use crate::{app, config::Report};
+
+const ABOUT: &str = "\
+The verifying sidecar for Pulumi webhooks.
+
+It stands in front of an internal service, lets in only deliveries that Pulumi
+signed, only of the events you want, and hands them on byte for byte.";
+
+const EXAMPLES: &str = "\
+Start here:
+  hookgate demo                           see the whole path on this machine
+  hookgate check --config hookgate.toml   what a configuration means
+  hookgate run --config hookgate.toml     the service
+
+Exit status: 0 done, 1 failed, 2 wrong usage or configuration.";
 
 /// The verifying sidecar for Pulumi webhooks.
 #[derive(Debug, Parser)]
-#[command(
-    name = "hookgate",
-    version,
-    long_about = "The verifying sidecar for Pulumi webhooks.\n\nIt stands in front of an internal service, lets in only deliveries that Pulumi signed, only of the events \
-                  you want, and hands them on byte for byte.",
-    after_help = "Start here:\n  hookgate demo                                  see the whole path on this machine\n  \
-                  hookgate check --config hookgate.toml          what a configuration means, and what is wrong with it\n  \
-                  hookgate run --config hookgate.toml            the service\n\n\
-                  Exit status: 0 done, 1 failed, 2 wrong usage or configuration."
-)]
+#[command(name = "hookgate", version, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -48,7 +53,7 @@ enum Command {
     /// Show the whole path on this machine, with sample deliveries and forgeries
     Demo(demo::Args),
     /// Send a sample delivery, signed, to any URL
-    Send(send::Args),
+    Send(Box<send::Args>),
     /// Print the signature of a body, as the header carries it
     Sign(sign::Args),
     /// Check a signature, and say what is probably wrong with it
@@ -75,6 +80,9 @@ enum Failure {
     /// Exit status 2.
     #[error("{0}")]
     Usage(String),
+    /// Exit status 2. Its mistakes are printed as they are, a line each, as a compiler does.
+    #[error("{} in the configuration", mistakes(.0))]
+    Configuration(Report),
 }
 
 /// Does what the arguments ask for, and says how the process ends.
@@ -94,12 +102,22 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(Ended::Well) => ExitCode::SUCCESS,
         Ok(Ended::Badly) => ExitCode::from(1),
         Err(failure) => {
-            output::complain(&failure.to_string());
+            if let Failure::Configuration(report) = &failure {
+                output::report(report);
+            }
+            output::complain(&failure);
             match failure {
                 Failure::Failed(_) => ExitCode::from(1),
-                Failure::Usage(_) => ExitCode::from(2),
+                Failure::Usage(_) | Failure::Configuration(_) => ExitCode::from(2),
             }
         }
+    }
+}
+
+fn mistakes(report: &Report) -> String {
+    match report.mistakes().len() {
+        1 => "one mistake".into(),
+        number => format!("{number} mistakes"),
     }
 }
 

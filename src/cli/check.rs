@@ -11,7 +11,7 @@ use std::{
 
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
-    config::{self, Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
+    config::{Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
     delivery::destination,
     ops::log,
     webhook::{
@@ -24,7 +24,8 @@ const EXAMPLES: &str = "\
 Examples:
   hookgate check --config hookgate.toml
 
-Exit status: 0 the configuration is good, 2 it is not: every mistake is told with its place and what would be right.";
+Exit status: 0 the configuration is good, 2 it is not: every mistake is told with
+its place and what would be right.";
 
 /// Arguments of `check`.
 #[derive(Debug, clap::Args)]
@@ -36,8 +37,7 @@ pub(super) struct Args {
 
 /// Says what the configuration means, or what is wrong with it.
 pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
-    let path = config::find(args.config.config.clone());
-    let config = Config::load(&path).map_err(|report| Failure::Usage(report.to_string()))?;
+    let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
     write!(out, "{}", Description(&config))?;
     Ok(Ended::Well)
 }

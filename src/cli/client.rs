@@ -157,3 +157,72 @@ fn place(address: &Address) -> String {
 trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// Asks a server that answers with these bytes, then closes; without any it stays silent.
+    fn ask(answer: &[u8], limit: Duration) -> Result<Answer, ClientError> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Target::parse(&format!("http://{}/x", listener.local_addr().unwrap())).unwrap();
+        let answer = answer.to_vec();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                asked.extend(byte);
+            }
+            if answer.is_empty() {
+                // Until the client has had enough.
+                drop(stream.read(&mut [0]));
+            }
+            drop(stream.write_all(&answer));
+            String::from_utf8(asked).unwrap()
+        });
+        let request = Request::new(Full::new(Bytes::new()));
+        let answered = crate::app::runtime().unwrap().block_on(exchange(&target, request, limit));
+        let asked = server.join().unwrap();
+        assert!(asked.starts_with("GET /x HTTP/1.1\r\n"), "{asked}");
+        assert!(asked.contains("Host: 127.0.0.1:"), "{asked}");
+        answered
+    }
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn answers_are_shown_as_they_came() {
+        let answer = ask(b"HTTP/1.1 302 Found\r\nLocation: /y\r\nContent-Length: 2\r\n\r\nhi", LONG).unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), answer.body.as_slice(), answer.end),
+            (302, &b"hi"[..], BodyEnd::Complete)
+        );
+        assert_eq!(answer.headers.get("location").unwrap(), "/y");
+        let answer = ask(b"HTTP/1.0 200 OK\r\n\r\nuntil the end", LONG).unwrap();
+        assert_eq!((answer.version, answer.body.as_slice()), (Version::HTTP_10, &b"until the end"[..]));
+    }
+
+    #[test]
+    fn a_long_body_is_capped_and_a_broken_one_is_kept() {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MAX_BODY + 1);
+        let whole = ask(&[head.as_bytes(), &vec![b'x'; MAX_BODY + 1]].concat(), LONG).unwrap();
+        assert_eq!((whole.body.len(), whole.end), (MAX_BODY, BodyEnd::Capped));
+        let broken = ask(&[head.as_bytes(), b"part"].concat(), LONG).unwrap();
+        assert_eq!((broken.body.as_slice(), broken.end), (&b"part"[..], BodyEnd::BrokenOff));
+    }
+
+    #[test]
+    fn what_is_no_answer_is_said() {
+        let failed = |answer: &[u8], limit| ask(answer, limit).unwrap_err().to_string();
+        assert!(failed(b"garbage\r\n\r\n", LONG).contains("gave no usable answer"));
+        assert!(failed(b"", Duration::from_millis(50)).contains("did not answer within 50ms"));
+    }
+}

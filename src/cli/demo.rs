@@ -9,7 +9,7 @@ mod upstream;
 
 use std::{
     future::pending,
-    io::Write,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -18,6 +18,7 @@ use std::{
 use hyper::{HeaderMap, header::HeaderValue};
 use tokio::{
     net::TcpListener,
+    signal::unix::{SignalKind, signal},
     sync::{
         mpsc::{self, UnboundedReceiver},
         oneshot,
@@ -54,8 +55,8 @@ Examples:
   hookgate demo
   hookgate demo --keep
 
-It needs no configuration, no network and no Pulumi account. Exit status: 0 if everything became what it should,
-1 otherwise.";
+It needs no configuration, no network and no Pulumi account.
+Exit status: 0 if everything became what it should, 1 otherwise.";
 
 /// Arguments of `demo`.
 #[derive(Debug, clap::Args)]
@@ -112,7 +113,9 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         let serve = app.run(async { stopped.await.unwrap_or(()) }, pending());
         tokio::select! {
             (played, _) = async { tokio::join!(play, serve) } => played,
-            error = upstream::serve(listener, report) => Err(Failure::Failed(format!("the demo's upstream ended: {error}"))),
+            error = upstream::serve(listener, report) => {
+                Err(Failure::Failed(format!("the demo's upstream ended: {error}")))
+            }
         }
     })
 }
@@ -154,7 +157,7 @@ async fn play(
     if right == all {
         writeln!(
             out,
-            "All {all} as they should be: what Pulumi signed came through once and byte for byte, nothing else did."
+            "All {all} right: what was signed and wanted came through once, byte for byte; nothing else did."
         )?;
         Ok(Ended::Well)
     } else {
@@ -232,8 +235,8 @@ async fn leave_running(
     received: &mut UnboundedReceiver<Received>,
     out: &mut Out<impl Write>,
 ) -> Result<(), Failure> {
-    let (end, _) =
-        app::signals().map_err(|error| Failure::Failed(format!("signals cannot be watched: {error}")))?;
+    let unwatched = |error: io::Error| Failure::Failed(format!("signals cannot be watched: {error}"));
+    let (end, _) = app::signals().map_err(unwatched)?;
     let files = Files::write(secret)
         .map_err(|error| Failure::Failed(format!("cannot write the files to try with: {error}")))?;
     writeln!(
@@ -242,11 +245,15 @@ async fn leave_running(
         files.commands(webhook, ops)
     )?;
     let mut end = std::pin::pin!(end);
+    // The service takes a hangup for the wish to reload. Here it is the terminal's end.
+    let mut hangup = signal(SignalKind::hangup()).map_err(unwatched)?;
     loop {
         tokio::select! {
             () = &mut end => return Ok(()),
+            _ = hangup.recv() => return Ok(()),
             Some(one) = received.recv() => {
-                let (event, id) = (printable(one.event.as_bytes(), false), printable(one.id.as_bytes(), false));
+                let event = printable(one.event.as_bytes(), false);
+                let id = printable(one.id.as_bytes(), false);
                 writeln!(out, "upstream received {event}, {} bytes, ID {id}", one.body.len())?;
             }
         }
@@ -280,23 +287,25 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         },
         destinations: vec![destination],
     };
+    // What the rest says serves only `check`.
+    let webhook = config::Webhook {
+        settings,
+        scope: None,
+        secrets: vec![],
+        environments: None,
+        tags: None,
+        destinations: vec![],
+    };
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Ok(Config {
         server: server::Settings { listen: server::Address::Tcp(loopback), ..server::Settings::default() },
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),
         dedupe: dedupe::Settings::default(),
-        webhooks: vec![config::Webhook {
-            settings,
-            scope: None,
-            secrets: Vec::new(),
-            environments: None,
-            tags: None,
-            destinations: Vec::new(),
-        }],
+        webhooks: vec![webhook],
         path: PathBuf::new(),
-        warnings: Vec::new(),
-        files: Vec::new(),
+        files: vec![],
+        warnings: vec![],
     })
 }
 
@@ -304,6 +313,66 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
 fn random_secret() -> Result<Secret, Failure> {
     let mut bytes = [0; 32];
     let failed = || Failure::Failed("the system gives no random bytes".into());
-    rustls::crypto::ring::default_provider().secure_random.fill(&mut bytes).map_err(|_error| failed())?;
-    Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_error| failed())
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut bytes)
+        .map_err(|_nothing_more| failed())?;
+    Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_impossible| failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{StatusCode, Version};
+
+    use super::*;
+    use crate::{cli::client::BodyEnd, webhook::event::PING};
+
+    fn answer(status: u16, outcome: &'static str) -> Answer {
+        let mut headers = HeaderMap::new();
+        headers.insert("hookgate-outcome", HeaderValue::from_static(outcome));
+        let status = StatusCode::from_u16(status).unwrap();
+        Answer { version: Version::HTTP_11, status, headers, body: Vec::new(), end: BodyEnd::Complete }
+    }
+
+    fn received(event: &str, body: &[u8]) -> Received {
+        Received { id: "x".into(), event: event.into(), body: body.to_vec() }
+    }
+
+    /// The demo must be able to fail.
+    #[test]
+    fn only_what_was_expected_is_right() {
+        let expected = Expected { status: 200, outcome: "forwarded", reaches: Some(PING) };
+        let step = Step {
+            what: String::new(),
+            body: "{}".into(),
+            id: None,
+            kind: PING,
+            signature: None,
+            expected: Expected { reaches: Some(PING), ..expected },
+        };
+        let is = |answer: Answer, arrived: &[Received]| Seen::new(&answer, arrived, &step).is(&step.expected);
+        assert!(is(answer(200, "forwarded"), &[received(PING, b"{}")]));
+        assert!(!is(answer(201, "forwarded"), &[received(PING, b"{}")]));
+        assert!(!is(answer(200, "queued"), &[received(PING, b"{}")]));
+        assert!(!is(answer(200, "forwarded"), &[]));
+        assert!(!is(answer(200, "forwarded"), &[received(PING, b"{ }")]));
+        assert!(!is(answer(200, "forwarded"), &[received("stack_created", b"{}")]));
+        assert!(!is(answer(200, "forwarded"), &[received(PING, b"{}"), received(PING, b"{}")]));
+
+        let step =
+            Step { expected: Expected { status: 401, outcome: "bad_signature", reaches: None }, ..step };
+        let is = |answer: Answer, arrived: &[Received]| Seen::new(&answer, arrived, &step).is(&step.expected);
+        assert!(is(answer(401, "bad_signature"), &[]));
+        assert!(!is(answer(401, "bad_signature"), &[received(PING, b"{}")]));
+    }
+
+    #[test]
+    fn the_whole_demo_goes_well() {
+        let mut printed = Vec::new();
+        let ended = run(&Args { keep: false }, &mut Out::new(&mut printed)).unwrap();
+        let printed = String::from_utf8(printed).unwrap();
+        assert_eq!(ended, Ended::Well, "{printed}");
+        assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+        assert_eq!(printed.lines().filter(|line| line.ends_with(" ok")).count(), 21, "{printed}");
+    }
 }

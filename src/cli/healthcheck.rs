@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use super::{
     Ended, Failure, block_on, client,
-    input::{self, ConfigArgs},
+    input::ConfigArgs,
     output::{Out, printable},
 };
 use crate::{ops, upstream::target::Target};
@@ -28,8 +28,9 @@ Examples:
   hookgate healthcheck
   hookgate healthcheck --url http://127.0.0.1:9090/readyz
 
-Without --url it asks /readyz at the address of `listen` under [ops] in the configuration.
-Exit status: 0 ready, 1 not ready or no answer within 3 seconds, 2 wrong usage or configuration.";
+Without --url it asks /readyz at the address of `listen` under [ops] in the
+configuration. Exit status: 0 ready, 1 not ready or no answer within 3 seconds,
+2 wrong usage or configuration.";
 
 /// How long the answer may take.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -49,7 +50,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
     let mut target = match &args.url {
         Some(url) => url.clone(),
-        None => configured(&input::config_path(args.config.config.as_deref()))?,
+        None => configured(&args.config.path())?,
     };
     if target.request == Uri::from_static("/") {
         target.request = Uri::from_static("/readyz");
@@ -105,9 +106,11 @@ fn url(text: &str) -> Result<String, String> {
             .or(Err(format!("`ops.listen` is `{listen}`, which is no IP address with a port")))?,
     };
     if address.port() == 0 {
-        return Err("`ops.listen` has port 0, so the kernel chose the port: give --url URL with the one that the log's \
-                    `listening` line shows"
-            .into());
+        return Err(
+            "`ops.listen` has port 0, so the kernel chose the port: give --url URL with the one that \
+                    the log's `listening` line shows"
+                .into(),
+        );
     }
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),

@@ -13,7 +13,10 @@ use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 use zeroize::Zeroizing;
 
 use super::Failure;
-use crate::webhook::secret::{Secret, SecretError};
+use crate::{
+    config,
+    webhook::secret::{Secret, SecretError},
+};
 
 /// The longest secret that is read, so that a mistaken file name does not fill the memory.
 const MAX_SECRET: u64 = 64 << 10;
@@ -26,16 +29,14 @@ const STDIN: &str = "-";
 pub(super) struct ConfigArgs {
     /// The configuration file [default: $HOOKGATE_CONFIG, else /etc/hookgate/hookgate.toml]
     #[arg(long, value_name = "FILE")]
-    pub(super) config: Option<PathBuf>,
+    config: Option<PathBuf>,
 }
 
-/// Where the configuration is: as given, else as the environment says, else at its usual place.
-#[expect(clippy::disallowed_methods, reason = "a stand-in for `config::find`")]
-pub(super) fn config_path(given: Option<&Path>) -> PathBuf {
-    given.map(Path::to_owned).unwrap_or_else(|| {
-        std::env::var_os("HOOKGATE_CONFIG")
-            .map_or_else(|| "/etc/hookgate/hookgate.toml".into(), PathBuf::from)
-    })
+impl ConfigArgs {
+    /// The file that is meant.
+    pub(super) fn path(&self) -> PathBuf {
+        config::find(self.config.clone())
+    }
 }
 
 /// The one secret of a command.
@@ -72,15 +73,17 @@ impl Args for SecretSet {
                     .value_parser(clap::value_parser!(PathBuf))
                     .action(ArgAction::Append)
                     .required_unless_present("secret_env")
-                    .help("The file that holds the webhook's secret; `-` is standard input. Give it again for other secrets that --explain shall try"),
+                    .help(concat!(
+                        "The file that holds the webhook's secret; `-` is standard input. ",
+                        "Give it again for other secrets that --explain shall try",
+                    )),
             )
-            .arg(
-                Arg::new("secret_env")
-                    .long("secret-env")
-                    .value_name("NAME")
-                    .action(ArgAction::Append)
-                    .help("The environment variable that holds the webhook's secret. Give it again for other secrets that --explain shall try"),
-            )
+            .arg(Arg::new("secret_env").long("secret-env").value_name("NAME").action(ArgAction::Append).help(
+                concat!(
+                    "The environment variable that holds the webhook's secret. ",
+                    "Give it again for other secrets that --explain shall try",
+                ),
+            ))
     }
 
     fn augment_args_for_update(command: clap::Command) -> clap::Command {
@@ -243,13 +246,12 @@ fn read_secret(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a secret that the command line names, not a setting")]
 fn read_env(name: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    use std::os::unix::ffi::OsStringExt;
-
-    std::env::var_os(name).map(|value| Zeroizing::new(value.into_vec())).ok_or_else(|| {
-        Failure::Usage(format!("--secret-env {name}: there is no such variable in the environment"))
-    })
+    // The environment is read in `config` only. Nothing is taken off such a secret.
+    match config::secret_from_env(name, true) {
+        Ok(secret) => Ok(Zeroizing::new(secret.as_key().to_vec())),
+        Err(error) => Err(Failure::Usage(format!("--secret-env {name}: {error}"))),
+    }
 }
 
 fn cannot_read(what: &dyn fmt::Display, error: &io::Error) -> Failure {
@@ -303,7 +305,7 @@ mod tests {
         let failure = Source::file(Path::new("/nowhere/secret")).secret().unwrap_err();
         assert!(failure.to_string().starts_with("cannot read /nowhere/secret"), "{failure}");
         let failure = Source::Env("HOOKGATE_TEST_NO_SUCH_VARIABLE".into()).secret().unwrap_err();
-        assert!(failure.to_string().contains("no such variable"), "{failure}");
+        assert!(failure.to_string().contains("is not set"), "{failure}");
         assert!(matches!(failure, Failure::Usage(_)));
     }
 

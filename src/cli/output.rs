@@ -38,8 +38,13 @@ impl<W: Write> Out<W> {
 }
 
 /// Says on standard error what went wrong. Where nobody reads that either there is nobody left to tell.
-pub(super) fn complain(sentence: &str) {
+pub(super) fn complain(sentence: &impl fmt::Display) {
     writeln!(io::stderr(), "hookgate: {sentence}").ok();
+}
+
+/// Prints a report on standard error as it is.
+pub(super) fn report(report: &impl fmt::Display) {
+    writeln!(io::stderr(), "{report}").ok();
 }
 
 /// Text of somebody else, safe to print: control characters and those that reorder text are escaped, line breaks

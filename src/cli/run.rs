@@ -18,9 +18,10 @@ Examples:
   hookgate run --config hookgate.toml
   RUST_LOG=debug hookgate run
 
-The log goes to standard output. SIGTERM or Ctrl-C ends it: what was accepted is finished first, for as long as
-`drain_timeout` says; a second one ends it at once. Exit status: 0 everything was finished, 1 something was cut
-off or the service could not start, 2 the configuration is wrong (see `hookgate check`).";
+The log goes to standard output. SIGTERM or Ctrl-C ends it: what was accepted
+is finished first, for as long as `drain_timeout` says; a second one ends it at
+once. Exit status: 0 everything was finished, 1 something was cut off or the
+service could not start, 2 the configuration is wrong (see `hookgate check`).";
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -32,8 +33,7 @@ pub(super) struct Args {
 
 /// Serves.
 pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure> {
-    let path = config::find(args.config.config.clone());
-    let config = Config::load(&path).map_err(|report| Failure::Usage(report.to_string()))?;
+    let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
     let _entered = runtime.enter();
@@ -45,7 +45,7 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
     let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
     for warning in &config.warnings {
-        warn!(warning = %warning, "doubtful configuration");
+        warn!(%warning, "doubtful configuration");
     }
     let app = App::build(config, Some(control)).map_err(|error| match error {
         BuildError::Bind { .. } => Failure::Failed(error.to_string()),

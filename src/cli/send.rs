@@ -18,7 +18,7 @@ use super::{
     output::{Out, printable},
 };
 use crate::{
-    upstream::target::Target,
+    upstream::target::{Target, TargetError},
     webhook::{
         event::{EVENTS, Event, Group, Kind},
         headers, signature,
@@ -31,16 +31,18 @@ Examples:
       --url http://127.0.0.1:8080/webhooks/pulumi
   hookgate send --body delivery.json --kind environment --secret-env WEBHOOK_SECRET \\
       --url https://hooks.example.com/pulumi
-  hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi    (has to be refused)
+  hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi
 
-It prints what was sent and the answer. Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
+It prints what was sent and the answer; the last of these has to be refused.
+Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
 
 /// Arguments of `send`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES, after_long_help = long_help())]
 pub(super) struct Args {
     /// The event whose sample is sent (`hookgate send --help` lists them)
-    #[arg(long, value_name = "NAME", value_parser = event, required_unless_present = "body", conflicts_with = "body")]
+    #[arg(long, value_name = "NAME", value_parser = event)]
+    #[arg(required_unless_present = "body", conflicts_with = "body")]
     event: Option<&'static Event>,
     /// A body to send instead of a sample; `-` is standard input
     #[arg(long, value_name = "FILE", requires = "kind")]
@@ -49,10 +51,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "KIND", value_parser = header_value)]
     kind: Option<HeaderValue>,
     /// Where to: http://, https:// or unix:/SOCKET:/PATH
-    #[arg(long, value_name = "URL", value_parser = Target::parse)]
-    url: Target,
+    #[arg(long, value_name = "URL", value_parser = url)]
+    url: Url,
     /// The file that holds the webhook's secret; `-` is standard input
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["secret_env", "unsigned"], conflicts_with = "secret_env")]
+    #[arg(long, value_name = "FILE", conflicts_with = "secret_env")]
+    #[arg(required_unless_present_any = ["secret_env", "unsigned"])]
     secret_file: Option<PathBuf>,
     /// The environment variable that holds the webhook's secret
     #[arg(long, value_name = "NAME")]
@@ -69,6 +72,13 @@ pub(super) struct Args {
     /// How long to wait for the answer, e.g. 500ms or 10s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = input::duration)]
     timeout: Duration,
+}
+
+/// A URL as it was given, and what it means.
+#[derive(Debug, Clone)]
+struct Url {
+    given: String,
+    target: Target,
 }
 
 /// Sends one delivery.
@@ -92,7 +102,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     replace(request.headers_mut(), &args.headers);
     describe(args, &request, out)?;
     let answer = block_on(async {
-        let answer = client::exchange(&args.url, request, args.timeout).await;
+        let answer = client::exchange(&args.url.target, request, args.timeout).await;
         answer.map_err(|error| Failure::Failed(error.to_string()))
     })?;
     show(&answer, out)?;
@@ -153,7 +163,7 @@ fn describe(args: &Args, request: &Request<Full<Bytes>>, out: &mut Out<impl Writ
             request.headers().get_all(name).iter().map(|value| printable(value.as_bytes(), false)).collect();
         if values.is_empty() { "none".to_owned() } else { values.join(", ") }
     };
-    writeln!(out, "sending")?;
+    writeln!(out, "sending to {}", args.url.given)?;
     if let Some(event) = args.event {
         writeln!(out, "  event      {}", event.name)?;
     }
@@ -231,6 +241,10 @@ fn long_help() -> String {
     };
     let groups: Vec<_> = Group::ALL.into_iter().map(Some).chain([None]).map(list).collect();
     format!("{EXAMPLES}\n\nEvents, by group:\n{}", groups.join("\n"))
+}
+
+fn url(given: &str) -> Result<Url, TargetError> {
+    Ok(Url { given: given.to_owned(), target: Target::parse(given)? })
 }
 
 fn header_value(text: &str) -> Result<HeaderValue, String> {

@@ -14,8 +14,9 @@ Examples:
   hookgate sign --secret-file secret.txt body.json
   curl -sS https://example.com/body | hookgate sign --secret-env WEBHOOK_SECRET
 
-It prints 64 hex digits: the value of the header Pulumi-Webhook-Signature. Every byte of the body counts,
-a newline at its end too. One newline at the end of the secret's file does not belong to the secret.";
+It prints 64 hex digits: the value of the header Pulumi-Webhook-Signature.
+Every byte of the body counts, a newline at its end too. One newline at the end
+of the secret's file does not belong to the secret.";
 
 /// Arguments of `sign`.
 #[derive(Debug, clap::Args)]

@@ -5,6 +5,7 @@
 mod base64;
 mod encoding;
 mod explain;
+mod guess;
 mod reading;
 
 use std::{io::Write, path::PathBuf, time::UNIX_EPOCH};
@@ -21,11 +22,13 @@ use crate::webhook::signature::{Key, Signature, Verifier};
 
 const EXAMPLES: &str = "\
 Examples:
-  hookgate verify --secret-file secret.txt --signature 7e94921f... body.json
-  hookgate verify --explain --secret-file new.txt --secret-file old.txt --signature 7e94921f... body.json
+  hookgate verify --secret-file secret.txt --signature 7e94... body.json
+  hookgate verify --explain --secret-file new.txt --secret-file old.txt \\
+      --signature 7e94... body.json
 
-The signature is the value of the header Pulumi-Webhook-Signature; the body has to be the very bytes that were
-received. Exit status: 0 valid, 1 not valid, 2 wrong usage.";
+The signature is the value of the header Pulumi-Webhook-Signature; the body has
+to be the very bytes that were received. The first secret decides, --explain
+tries the others too. Exit status: 0 valid, 1 not valid, 2 wrong usage.";
 
 /// Arguments of `verify`.
 #[derive(Debug, clap::Args)]
@@ -63,7 +66,12 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         Ok(signature) => {
             let verifier = Verifier::new(vec![Key::new(String::new(), &meant.secret, None)]);
             if verifier.verify(Bytes::copy_from_slice(&body), &signature, UNIX_EPOCH).is_ok() {
-                writeln!(out, "valid: {} made this signature over these {} bytes", meant.label, body.len())?;
+                writeln!(
+                    out,
+                    "valid: made over these {} bytes with the secret of {}",
+                    body.len(),
+                    meant.label
+                )?;
                 return Ok(Ended::Well);
             }
             "the signature does not fit the body and the secret"

@@ -40,7 +40,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(Duration::from_millis(total))
 }
 
-/// Writes a duration as the configuration has it; what is below a millisecond is left out.
+/// Writes a duration as `parse_duration` reads it; what is below a millisecond is left out.
 #[must_use]
 pub fn show_duration(duration: Duration) -> String {
     let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -61,7 +61,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
     number.checked_mul(*bytes)
 }
 
-/// Writes a size as the configuration has it, in the largest binary unit that divides it.
+/// Writes a size as `parse_size` reads it, in the largest binary unit that divides it.
 #[must_use]
 pub fn show_size(bytes: u64) -> String {
     let mut binary = SIZES.iter().take_while(|(name, _)| *name != "B");

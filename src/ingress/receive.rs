@@ -1,6 +1,6 @@
 //! The path of a request, from its head to its answer.
 //!
-//! [`Gate::admit`] is that path: one function, read from top to bottom. Every step either lets the request on to
+//! `Gate::admit` is that path: one function, read from top to bottom. Every step either lets the request on to
 //! the next one or ends it. What stands before the signature check touches the head only.
 
 use std::{

@@ -42,7 +42,7 @@ impl Files {
         let kind = Event::find(EVENT).map_or("", Event::sample_kind);
         let post = |signature: &str| {
             format!(
-                r#"curl -i {webhook} \
+                r#"curl -isS {webhook} \
   -H 'Content-Type: application/json' \
   -H "Pulumi-Webhook-ID: demo-$(openssl rand -hex 8)" \
   -H 'Pulumi-Webhook-Kind: {kind}' \
@@ -61,7 +61,7 @@ signature=$(openssl dgst -sha256 -hmac "$(cat {folder}/secret)" {folder}/body.js
 {forged}
 
 # what was counted
-curl -s {ops}/metrics | grep hookgate_requests_total"#
+curl -s {ops}/metrics | grep hookgate_requests_total | grep -v ' 0$'"#
         )
     }
 }

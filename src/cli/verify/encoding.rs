@@ -351,7 +351,8 @@ mod tests {
         // JavaScript: JSON.stringify(value, null, 2)
         assert_eq!(
             styled(Layout::Indented("  "), Escapes::Few, AsGiven),
-            "{\n  \"b\": \"é <&> 🍹 a/b\",\n  \"a\": [\n    1,\n    -2.5,\n    true,\n    null\n  ],\n  \"c\": {},\n  \"d\": []\n}"
+            "{\n  \"b\": \"é <&> 🍹 a/b\",\n  \"a\": [\n    1,\n    -2.5,\n    true,\n    null\n  ],\n\
+             \u{20} \"c\": {},\n  \"d\": []\n}"
         );
     }
 

@@ -61,8 +61,8 @@ impl Reading {
             for prefix in PREFIXES {
                 if let Some(digits) = strip_prefix_any_case(text, prefix) {
                     self.mistakes.push(format!(
-                        "the signature begins with `{prefix}`, as those of other services do: Pulumi sends the 64 hex \
-                         digits alone"
+                        "the signature begins with `{prefix}`, as those of other services do: Pulumi sends \
+                         the 64 hex digits alone"
                     ));
                     text = digits;
                 }
@@ -92,7 +92,10 @@ impl Reading {
         }
         let digits = text.len();
         self.mistakes.push(match digest_of(digits / 2).filter(|_| digits.is_multiple_of(2)) {
-            Some(name) => format!("the signature has {digits} hex digits, which is {name}: Pulumi signs with HMAC-SHA256, 64 digits"),
+            Some(name) => format!(
+                "the signature has {digits} hex digits, which is {name}: Pulumi signs with HMAC-SHA256, \
+                 64 digits"
+            ),
             None if digits < 64 => format!("the signature is cut off: it has {digits} hex digits of 64"),
             None => format!("the signature is too long: it has {digits} hex digits instead of 64"),
         });
@@ -119,7 +122,8 @@ impl Reading {
             ));
         } else if let Some(name) = digest_of(bytes.len()) {
             self.mistakes.push(format!(
-                "the signature is {alphabet} of {} bytes, which is {name}: Pulumi signs with HMAC-SHA256 and sends 64 hex digits",
+                "the signature is {alphabet} of {} bytes, which is {name}: Pulumi signs with HMAC-SHA256 \
+                 and sends 64 hex digits",
                 bytes.len()
             ));
         } else {

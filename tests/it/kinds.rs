@@ -1,0 +1,211 @@
+//! Kind and payload: the header is only a claim, the signed payload must fit it.
+
+use serde_json::{Value, json};
+
+use crate::support::{Delivery, PUBLISHED_KINDS, Reply, SAMPLES, Setup, Upstream, Webhook, sample};
+
+#[test]
+fn every_sample_fits_its_own_kind_and_no_other() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    let mut connection = hookgate.connect();
+    let mut passed = 0;
+    for sample in &SAMPLES {
+        for kind in PUBLISHED_KINDS {
+            connection.send(&Delivery::of(sample).kind(kind).bytes());
+            let answer = connection.answer();
+            println!("{} as {kind}: {}", sample.name, answer.status);
+            if kind == sample.kind {
+                answer.assert_forwarded(200);
+                passed += 1;
+            } else {
+                answer.assert_refused(422, "kind_mismatch");
+            }
+        }
+    }
+    assert_eq!(passed, 20);
+    assert_eq!(upstream.requests().len(), passed);
+}
+
+/// Every field of every published kind, taken out and given another type.
+#[test]
+fn every_field_must_be_there_with_its_type() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    let mut connection = hookgate.connect();
+    let fields: [(&str, &[&str]); 12] = [
+        ("environment.created", &["projectName", "environmentName", "action"]),
+        ("environment_revision.created", &["projectName", "environmentName", "action", "revision"]),
+        (
+            "environment_revision_tag.created",
+            &["projectName", "environmentName", "action", "revision", "tagName"],
+        ),
+        ("environment_tag.created", &["projectName", "environmentName", "action", "tagName"]),
+        (
+            "imported_environment_changed",
+            &["projectName", "environmentName", "affectedRevisions", "importedEnvironmentReference"],
+        ),
+        ("stack.created", &["projectName", "stackName", "action"]),
+        ("stack_preview.update_failed", &["projectName", "stackName", "kind", "result", "isPreview"]),
+        ("stack_update.update_failed", &["projectName", "stackName", "kind", "result", "isPreview"]),
+        ("deployment.running", &["projectName", "stackName", "status", "operation"]),
+        ("drift_detection.succeeded", &["projectName", "stackName", "status", "driftDetected"]),
+        ("drift_remediation.succeeded", &["projectName", "stackName", "status"]),
+        ("ping", &["timestamp", "message"]),
+    ];
+    let mut tried = 0;
+    for (name, fields) in fields {
+        let whole: Value = serde_json::from_slice(&sample(name).body()).unwrap();
+        for field in fields.iter().chain(if name == "ping" { &[][..] } else { &["organization"][..] }) {
+            let mut without = whole.clone();
+            without.as_object_mut().unwrap().remove(*field).unwrap();
+            let retyped = |value: Value| {
+                let mut whole = whole.clone();
+                whole[*field] = value;
+                whole
+            };
+            for body in [without, retyped(Value::Null), retyped(json!([{"odd": 1.5}]))] {
+                println!("{name} {field}: {}", body[*field]);
+                connection.send(&Delivery::new(sample(name).kind, body.to_string()).bytes());
+                connection.answer().assert_refused(422, "kind_mismatch");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 100, "{tried}");
+    assert_eq!(upstream.requests().len(), 0);
+}
+
+#[test]
+fn unknown_fields_and_a_missing_user_are_fine() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    for sample in SAMPLES.iter().filter(|sample| sample.kind != "ping") {
+        println!("{}", sample.name);
+        let mut body: Value = serde_json::from_slice(&sample.body()).unwrap();
+        body.as_object_mut().unwrap().remove("user").unwrap();
+        body["brandNew"] = json!({"nested": [1, 2, {"action": "x", "action2": null}]});
+        hookgate.send(&Delivery::new(sample.kind, body.to_string())).assert_forwarded(200);
+    }
+}
+
+#[test]
+fn the_marks_of_another_kind_do_not_pass() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    let cases = [
+        ("environment.created", "revision", json!(5)),
+        ("environment.created", "tagName", json!("stable")),
+        ("environment_tag.created", "revision", json!(5)),
+        ("environment_revision.created", "tagName", json!("stable")),
+        ("environment.created", "stackName", json!("website-prod")),
+        ("stack.created", "environmentName", json!("prod")),
+        ("drift_remediation.succeeded", "driftDetected", json!(true)),
+        (
+            "environment.created",
+            "importedEnvironmentReference",
+            json!({"projectName": "a", "environmentName": "b", "revision": 1}),
+        ),
+    ];
+    for (name, field, value) in cases {
+        println!("{name} with {field}");
+        let mut body: Value = serde_json::from_slice(&sample(name).body()).unwrap();
+        body[field] = value;
+        let delivery = Delivery::new(sample(name).kind, body.to_string());
+        hookgate.send(&delivery).assert_refused(422, "kind_mismatch");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+}
+
+#[test]
+fn a_revision_is_an_integer() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let with = |revision: &str| {
+        let body = String::from_utf8(sample("environment_revision.created").body()).unwrap();
+        Delivery::new(
+            "environment_revision",
+            body.replace("\"revision\": 5", &format!("\"revision\": {revision}")),
+        )
+    };
+    for good in ["0", "9007199254740993", "2147483648"] {
+        hookgate.send(&with(good)).assert_forwarded(200);
+    }
+    for bad in ["\"5\"", "5.5", "true", "null", "[5]"] {
+        println!("{bad}");
+        hookgate.send(&with(bad)).assert_refused(422, "kind_mismatch");
+    }
+}
+
+#[test]
+fn kind_check_warn_logs_and_goes_on() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).webhook("kind_check = \"warn\"").start();
+    let swapped = Delivery::good().kind("environment_tag");
+    hookgate.send(&swapped).assert_forwarded(200);
+    let request = upstream.only_request();
+    assert_eq!(request.header("pulumi-webhook-kind"), Some("environment_tag"));
+    assert_eq!(request.header("hookgate-kind-verified"), Some("false"));
+    assert_eq!(request.header("hookgate-event"), Some("environment_tag"));
+    hookgate.wait_for_log(|line| line["level"] == "WARN");
+    // What agrees is still verified, and what is no object is still refused.
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    assert_eq!(upstream.wait_for(2)[1].header("hookgate-kind-verified"), Some("true"));
+    hookgate.send(&Delivery::good().body("[]")).assert_refused(422, "bad_payload");
+}
+
+#[test]
+fn unknown_kinds_are_forwarded_by_name_and_star_only_and_marked() {
+    let upstream = Upstream::always(Reply::ok());
+    let url = upstream.url();
+    let hookgate = Setup::bare()
+        .with(Webhook::to(&url).at("/name").events(&["kind:brand_new"]))
+        .with(Webhook::to(&url).at("/star").events(&["*"]))
+        .with(Webhook::to(&url).at("/other").events(&["kind:brand_newer"]))
+        .with(Webhook::to(&url).at("/groups").events(&[
+            "environments",
+            "stacks",
+            "deployments",
+            "policies",
+            "change_requests",
+        ]))
+        .start();
+    for path in ["/name", "/star"] {
+        hookgate.send(&Delivery::new("brand_new", "{\"any\":\"thing\"}").to(path)).assert_forwarded(200);
+    }
+    for path in ["/other", "/groups"] {
+        hookgate.send(&Delivery::new("brand_new", "{}").to(path)).assert_own("filtered");
+    }
+    let requests = upstream.requests();
+    assert_eq!(requests.len(), 2);
+    for request in requests {
+        assert_eq!(request.header("hookgate-kind-verified"), Some("false"));
+        assert_eq!(request.header("hookgate-event"), Some("brand_new"));
+        assert_eq!(request.header("pulumi-webhook-kind"), Some("brand_new"));
+    }
+}
+
+/// A holder of one signed body must not turn it into another event by choosing an unknown kind.
+#[test]
+fn a_known_body_under_an_unknown_kind_is_not_verified() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    hookgate.send(&Delivery::good().kind("brand_new")).assert_forwarded(200);
+    assert_eq!(upstream.only_request().header("hookgate-kind-verified"), Some("false"));
+}
+
+#[test]
+fn policy_violations_are_known_and_unchecked() {
+    let upstream = Upstream::always(Reply::ok());
+    let url = upstream.url();
+    let hookgate = Setup::bare()
+        .with(Webhook::to(&url).at("/group").events(&["policies"]))
+        .with(Webhook::to(&url).at("/kind").events(&["policy_violation"]))
+        .start();
+    for path in ["/group", "/kind"] {
+        hookgate.send(&Delivery::new("policy_violation", "{\"any\":1}").to(path)).assert_forwarded(200);
+    }
+    for request in upstream.requests() {
+        assert_eq!(request.header("hookgate-kind-verified"), Some("false"));
+    }
+}

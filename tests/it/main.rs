@@ -1,0 +1,38 @@
+//! The contract, black box: the built program over real sockets, with a scripted upstream behind it.
+
+#[cfg(test)]
+mod answers;
+#[cfg(test)]
+mod bytes;
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod duplicates;
+#[cfg(test)]
+mod filters;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod headers;
+#[cfg(test)]
+mod kinds;
+#[cfg(test)]
+mod limits;
+#[cfg(test)]
+mod logs;
+#[cfg(test)]
+mod ops;
+#[cfg(test)]
+mod order;
+#[cfg(test)]
+mod relay;
+#[cfg(test)]
+mod reload;
+#[cfg(test)]
+mod shutdown;
+#[cfg(test)]
+mod signatures;
+#[cfg(test)]
+mod support;
+#[cfg(test)]
+mod unix;
