@@ -125,10 +125,14 @@ impl<'a> Delivery<'a> {
         self.kind.as_str() == super::event::PING && self.agreement == Agreement::Proven
     }
 
-    /// The filter that it fits: the first in the table where there are two.
+    /// The filter that it fits: the first in the table where there are two, and none where the payload is not that
+    /// of the claimed kind.
     #[must_use]
     pub fn event(&self) -> Option<&'static Event> {
-        self.events.iter().next()
+        match self.agreement {
+            Agreement::Proven | Agreement::Unpublished => self.events.iter().next(),
+            Agreement::Differs(_) => None,
+        }
     }
 }
 
