@@ -146,7 +146,8 @@ fn kind_check_warn_logs_and_goes_on() {
     let request = upstream.only_request();
     assert_eq!(request.header("pulumi-webhook-kind"), Some("environment_tag"));
     assert_eq!(request.header("hookgate-kind-verified"), Some("false"));
-    assert_eq!(request.header("hookgate-event"), Some("environment_tag"));
+    // The claimed kind decides the name; whether the action counts is left open.
+    assert!(request.header("hookgate-event").unwrap().starts_with("environment_tag"));
     hookgate.wait_for_log(|line| line["level"] == "WARN");
     // What agrees is still verified, and what is no object is still refused.
     hookgate.send(&Delivery::good()).assert_forwarded(200);
