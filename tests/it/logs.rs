@@ -156,7 +156,7 @@ fn control_characters_are_escaped_in_both_formats() {
         for delivery in odd {
             hookgate.send(&delivery);
         }
-        // Lines are written in order: with the last one's all are there.
+        // The log keeps the order of requests that came one after another; this one is the last.
         hookgate.send(&Delivery::good().method("PUT"));
         hookgate.wait_for_line(|line| line.contains("method_not_allowed"));
         for line in hookgate.log_lines().iter().chain(&hookgate.error_lines()) {
