@@ -12,7 +12,7 @@ use hyper::{
 use crate::{
     ops::metrics::ForDestination,
     upstream::{Tls, Upstream, target::Target},
-    webhook::{filter::Events, headers},
+    webhook::{filter::Events, headers, payload::Delivery},
 };
 
 /// One configured `[[webhook.destination]]`.
@@ -79,8 +79,7 @@ pub struct Destination {
     pub upstream: Upstream,
     /// What it counts.
     pub metrics: ForDestination,
-    /// Narrows the webhook's events.
-    pub events: Option<Events>,
+    events: Option<Events>,
     format: Format,
     /// The headers that are the same in every request.
     headers: HeaderMap,
@@ -131,6 +130,12 @@ impl Destination {
             format: settings.format,
             headers,
         }
+    }
+
+    /// Whether a delivery that the webhook wants is for this destination.
+    #[must_use]
+    pub fn wants(&self, delivery: &Delivery<'_>) -> bool {
+        self.events.as_ref().is_none_or(|events| events.contain(delivery))
     }
 
     /// The request of attempt number `attempt` (from 1).

@@ -195,7 +195,11 @@ impl Gate {
 
         // Filter.
         match webhook.filter.judge(&delivery) {
-            Verdict::Forward => {}
+            Verdict::Forward if webhook.destination.wants(&delivery) => {}
+            Verdict::Forward => {
+                trail.reason = Some(Reason::Said("the event is not among the destination's `events`"));
+                return Ok(Answer::done(Outcome::Filtered));
+            }
             Verdict::Ignore(unwanted) => {
                 trail.reason = Some(Reason::Said(unwanted.reason()));
                 return Ok(Answer::done(Outcome::Filtered));
@@ -214,7 +218,8 @@ impl Gate {
             }
         }
         if let Agreement::Differs(mismatch) = delivery.agreement {
-            trail.reason = Some(Reason::Mismatch(mismatch));
+            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(), %mismatch,
+                "the payload does not fit its kind, forwarding all the same");
         }
 
         // Dispatch.
