@@ -260,8 +260,8 @@ impl<'a> Payload<'a> {
             }
         }
         for marker in MARKERS {
-            let own = fields.iter().any(|field| discriminant(field) == discriminant(&marker));
-            if !own && self.state(marker) != State::Absent {
+            let is_own = || fields.iter().any(|field| discriminant(field) == discriminant(&marker));
+            if self.state(marker) != State::Absent && !is_own() {
                 return Agreement::Differs(Mismatch::Foreign(marker.name()));
             }
         }
