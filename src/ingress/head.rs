@@ -1,13 +1,8 @@
 //! The headers of a request that decide anything, found in one pass over its head.
 
-use hyper::{
-    HeaderMap,
-    header::{
-        CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING,
-    },
-};
+use hyper::{HeaderMap, header::HeaderValue};
 
-use crate::{delivery::destination::TRACEPARENT, webhook::headers};
+use crate::webhook::headers;
 
 /// A header by how often it is there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,24 +50,20 @@ pub(super) struct Headers<'h> {
     pub(super) traceparent: Header<'h>,
 }
 
-const SIGNATURE: HeaderName = HeaderName::from_static(headers::SIGNATURE);
-const ID: HeaderName = HeaderName::from_static(headers::ID);
-const KIND: HeaderName = HeaderName::from_static(headers::KIND);
-
 impl<'h> Headers<'h> {
     pub(super) fn find(map: &'h HeaderMap) -> Self {
         let mut found = Self::default();
         for (name, value) in map {
-            let header = match name {
-                name if name == HOST => &mut found.host,
-                name if name == CONTENT_LENGTH => &mut found.content_length,
-                name if name == TRANSFER_ENCODING => &mut found.transfer_encoding,
-                name if name == CONTENT_TYPE => &mut found.content_type,
-                name if name == CONTENT_ENCODING => &mut found.content_encoding,
-                name if name == SIGNATURE => &mut found.signature,
-                name if name == ID => &mut found.id,
-                name if name == KIND => &mut found.kind,
-                name if name == TRACEPARENT => &mut found.traceparent,
+            let header = match name.as_str() {
+                "host" => &mut found.host,
+                "content-length" => &mut found.content_length,
+                "transfer-encoding" => &mut found.transfer_encoding,
+                "content-type" => &mut found.content_type,
+                "content-encoding" => &mut found.content_encoding,
+                headers::SIGNATURE => &mut found.signature,
+                headers::ID => &mut found.id,
+                headers::KIND => &mut found.kind,
+                "traceparent" => &mut found.traceparent,
                 _ => continue,
             };
             header.add(value);
@@ -89,9 +80,9 @@ mod tests {
     fn headers_are_counted() {
         let mut map = HeaderMap::new();
         assert!(Headers::find(&map).id.is_absent());
-        map.append(ID, HeaderValue::from_static("a"));
-        map.append(KIND, HeaderValue::from_static("b"));
-        map.append(KIND, HeaderValue::from_static("b"));
+        map.append(headers::ID, HeaderValue::from_static("a"));
+        map.append(headers::KIND, HeaderValue::from_static("b"));
+        map.append(headers::KIND, HeaderValue::from_static("b"));
         map.append("x-other", HeaderValue::from_static("c"));
         let found = Headers::find(&map);
         assert_eq!(found.id.once(), Some(&HeaderValue::from_static("a")));
