@@ -24,6 +24,7 @@ use tokio::{
     task::JoinSet,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use privacy::forbid_dumps;
@@ -195,6 +196,8 @@ impl App {
     pub async fn run(self, shutdown: impl Future<Output = ()>, now: impl Future<Output = ()>) -> Drained {
         let readiness = Readiness::default();
         let (drain, ops_drain) = (Drain::default(), Drain::default());
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
         let mut ops = JoinSet::new();
         ops.spawn(serve(
             self.ops,
@@ -204,8 +207,15 @@ impl App {
             Ops { readiness: readiness.clone(), gate: self.gate.clone() },
             ops_drain.clone(),
         ));
-        let mut lanes =
-            spawn_lanes(&self.webhooks, self.tls.as_ref(), &self.settings, &self.gate, self.lanes, &drain);
+        let mut lanes = spawn_lanes(
+            &self.webhooks,
+            self.tls.as_ref(),
+            &self.settings,
+            &self.gate,
+            self.lanes,
+            &drain,
+            &over,
+        );
         // The lanes have their own handles; this one must not keep the queue of connections open.
         drop(self.webhooks);
         info!(listener = "webhook", address = %self.addresses.webhook, "listening");
@@ -436,6 +446,7 @@ fn spawn_lanes(
     gate: &Gate,
     lanes: usize,
     drain: &Drain,
+    over: &CancellationToken,
 ) -> JoinSet<()> {
     let permits = Arc::new(Semaphore::new(settings.max_connections));
     let mut tasks = JoinSet::new();
@@ -455,10 +466,15 @@ fn spawn_lanes(
             continue;
         }
         let (ended, end) = oneshot::channel::<()>();
+        let over = over.clone();
         let thread = thread::Builder::new().name(format!("lane-{lane}")).spawn(move || {
-            let _ended = ended;
             match runtime() {
-                Ok(runtime) => runtime.block_on(serving),
+                Ok(runtime) => runtime.block_on(async {
+                    serving.await;
+                    drop(ended);
+                    // Another lane may still be using an upstream connection that this one drives.
+                    over.cancelled().await;
+                }),
                 Err(error) => error!(%error, lane, "cannot start this thread's runtime"),
             }
         });

@@ -5,6 +5,7 @@
 mod body;
 mod connection;
 mod framing;
+mod head;
 pub mod receive;
 pub mod rejection;
 pub mod route;

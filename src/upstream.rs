@@ -42,8 +42,8 @@ const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
 pub struct Upstream {
     connector: Connector,
     timeout: Duration,
-    /// Idle connections, last used last. One lane for each thread that sends, since a connection is driven by the
-    /// thread that opened it.
+    /// Idle connections, last used last. One lane for each thread that sends: a connection is driven by the thread
+    /// that opened it, and is cheapest to use from there.
     lanes: Vec<Mutex<Vec<Idle>>>,
 }
 
@@ -199,8 +199,15 @@ impl Upstream {
         }
     }
 
-    /// The idle connection that was used last, if there is one that is still open.
-    fn take_idle(&self, lane: usize) -> Option<Connection> {
+    /// An idle connection that is still open: one of the own lane if there is one, since a connection of another
+    /// lane is driven by another thread.
+    fn take_idle(&self, own: usize) -> Option<Connection> {
+        let others = (0..self.lanes.len()).filter(|lane| *lane != own);
+        std::iter::once(own).chain(others).find_map(|lane| self.take_idle_of(lane))
+    }
+
+    /// The idle connection of a lane that was used last, if it is still open.
+    fn take_idle_of(&self, lane: usize) -> Option<Connection> {
         let mut idle = self.lane(lane)?.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(Idle { connection, since }) = idle.pop() {
             if since.elapsed() > MAX_IDLE_TIME {

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Method, Request,
-    header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 
 use crate::{
     ops::metrics::ForDestination,
     tls::{Authorities, Identity},
     upstream::{Tls, Upstream, target::Target},
-    webhook::{filter::Events, headers},
+    webhook::{filter::Events, headers, payload::Delivery},
 };
 
 /// One configured `[[webhook.destination]]`.
@@ -82,8 +82,7 @@ pub struct Destination {
     pub upstream: Upstream,
     /// What it counts.
     pub metrics: ForDestination,
-    /// Narrows the webhook's events.
-    pub events: Option<Events>,
+    events: Option<Events>,
     format: Format,
     /// The headers that are the same in every request.
     headers: HeaderMap,
@@ -120,7 +119,14 @@ impl Destination {
         metrics: ForDestination,
         lanes: usize,
     ) -> Self {
-        let mut headers = settings.headers.clone();
+        let mut headers = HeaderMap::with_capacity(HEADERS + settings.headers.len());
+        // Every name is there from the start: a request replaces values, and the map never grows.
+        for name in
+            [CONTENT_LENGTH, CONTENT_TYPE, ID, KIND, SIGNATURE, EVENT, KIND_VERIFIED, ATTEMPT, TRACEPARENT]
+        {
+            headers.insert(name, HeaderValue::from_static(""));
+        }
+        headers.extend(settings.headers.clone());
         headers.insert(HOST, settings.target.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         if let Ok(name) = HeaderValue::from_str(webhook) {
@@ -134,6 +140,12 @@ impl Destination {
             format: settings.format,
             headers,
         }
+    }
+
+    /// Whether a delivery that the webhook wants is for this destination.
+    #[must_use]
+    pub fn wants(&self, delivery: &Delivery<'_>) -> bool {
+        self.events.as_ref().is_none_or(|events| events.contain(delivery))
     }
 
     /// The request of attempt number `attempt` (from 1).
@@ -152,17 +164,21 @@ impl Destination {
         *request.uri_mut() = self.upstream.target().request.clone();
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
+        headers.insert(CONTENT_LENGTH, parcel.body.len().into());
         headers.insert(CONTENT_TYPE, parcel.content_type.clone());
         headers.insert(ID, parcel.id.clone());
         headers.insert(KIND, parcel.kind.clone());
         headers.insert(SIGNATURE, parcel.signature.clone());
         headers.insert(EVENT, parcel.event.clone());
         headers.insert(KIND_VERIFIED, HeaderValue::from_static(verified));
-        headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        headers.insert(ATTEMPT, if attempt == 1 { HeaderValue::from_static("1") } else { attempt.into() });
         headers.insert(TRACEPARENT, parcel.traceparent.clone());
         request
     }
 }
+
+/// How many headers hookgate sets itself.
+const HEADERS: usize = 12;
 
 const AGENT: &str = concat!("hookgate/", env!("CARGO_PKG_VERSION"));
 const ID: HeaderName = HeaderName::from_static(headers::ID);

@@ -129,7 +129,6 @@ impl Connection {
         let answered = Arc::new(AtomicBool::new(false));
         let socket = Watched { socket, answered: Arc::clone(&answered) };
         let (sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
             .max_header_size(MAX_ANSWER_HEAD)
             .max_buf_size(MAX_ANSWER_HEAD)
             .handshake(TokioIo::new(socket))
