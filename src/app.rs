@@ -4,7 +4,14 @@ mod lanes;
 mod reload;
 mod watch;
 
-use std::{io, num::NonZero, pin::pin, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    io,
+    num::NonZero,
+    pin::pin,
+    sync::{Arc, Mutex},
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -21,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use lanes::spawn_lanes;
-use reload::{Source, routes};
+use reload::{Serving, Source, Told, hangups, routes};
 
 use crate::{
     config::Config,
@@ -30,6 +37,7 @@ use crate::{
         Budget, Shared,
         receive::{Gate, Limits},
         rejection::Outcome,
+        route::Routes,
         server::{self, Address, Drain, Handler, Listener, Peer},
         tls as server_tls,
     },
@@ -131,7 +139,12 @@ impl App {
     pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
         let metrics = Arc::new(Metrics::new());
-        let routes = routes(config.webhooks.into_iter().map(|webhook| webhook.settings), &metrics, lanes)?;
+        let routes = routes(
+            config.webhooks.into_iter().map(|webhook| webhook.settings),
+            &metrics,
+            lanes,
+            &Routes::default(),
+        )?;
         let gate = Gate {
             routes: Arc::new(ArcSwap::from_pointee(routes)),
             limits: Limits {
@@ -151,8 +164,15 @@ impl App {
         let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
         let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
         let addresses = Addresses { webhook, ops: ops_address };
-        let source =
-            Source { path: config.path, files: config.files, ops: config.ops, dedupe: config.dedupe, log };
+        let source = Source {
+            path: config.path,
+            files: config.files,
+            ops: config.ops,
+            dedupe: config.dedupe,
+            format: config.log.format,
+            log,
+            told: Mutex::new(Told::about(config.warnings)),
+        };
         Ok(Self { source, addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
     }
 
@@ -166,6 +186,8 @@ impl App {
     ///
     /// SIGHUP, or a change of one of the configuration's files, reloads it.
     pub async fn run(self, shutdown: impl Future<Output = ()>, now: impl Future<Output = ()>) -> Drained {
+        // Before anybody can know that the service is there.
+        let hangups = hangups();
         let readiness = Readiness::default();
         let (drain, ops_drain) = (Drain::default(), Drain::default());
         let over = CancellationToken::new();
@@ -194,7 +216,8 @@ impl App {
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        let mut reloading = pin!(self.source.reload_on_change(&self.settings, &self.gate, self.lanes));
+        let serving = Serving { settings: self.settings.clone(), gate: self.gate, lanes: self.lanes };
+        let mut reloading = pin!(self.source.reload_on_change(serving, hangups));
         tokio::select! {
             () = shutdown => {}
             () = &mut reloading => {}

@@ -1,6 +1,6 @@
 //! Where a webhook's deliveries go, and in what form.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -11,7 +11,7 @@ use hyper::{
 
 use crate::{
     ops::metrics::ForDestination,
-    upstream::{Tls, Upstream, target::Target},
+    upstream::{Upstream, target::Target},
     webhook::{filter::Events, headers, payload::Delivery},
 };
 
@@ -76,7 +76,7 @@ pub struct Destination {
     /// Labels logs.
     pub name: String,
     /// Where its requests go.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// What it counts.
     pub metrics: ForDestination,
     events: Option<Events>,
@@ -107,15 +107,9 @@ pub struct Parcel {
 }
 
 impl Destination {
-    /// A destination of the webhook named `webhook`. `lanes`: see [`Upstream::new`].
+    /// A destination of the webhook named `webhook`. `upstream` is that of its settings.
     #[must_use]
-    pub fn new(
-        settings: &Settings,
-        webhook: &str,
-        tls: Option<Tls>,
-        metrics: ForDestination,
-        lanes: usize,
-    ) -> Self {
+    pub fn new(settings: &Settings, webhook: &str, upstream: Arc<Upstream>, metrics: ForDestination) -> Self {
         let mut headers = settings.headers.clone();
         headers.insert(HOST, settings.target.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
@@ -124,7 +118,7 @@ impl Destination {
         }
         Self {
             name: settings.name.clone(),
-            upstream: Upstream::new(settings.target.clone(), tls, settings.timeout, lanes),
+            upstream,
             metrics,
             events: settings.events.clone(),
             format: settings.format,
