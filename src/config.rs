@@ -83,7 +83,8 @@ impl Config {
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
         let whole = |text: String| {
-            Report::new(vec![Mistake { file: path.to_owned(), place: None, key: String::new(), text }])
+            let mistake = Mistake { file: path.to_owned(), place: None, key: String::new(), text };
+            Report::new(vec![mistake], vec![path.to_owned()])
         };
         let content = match origin::read_bounded(path, MAX_FILE) {
             Ok(content) => content,
@@ -104,12 +105,8 @@ impl Config {
                 let good = content.get(..error.valid_up_to()).unwrap_or_default();
                 let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
                 let text = "the configuration is not UTF-8; save it as UTF-8".into();
-                Err(Report::new(vec![Mistake {
-                    file: path.to_owned(),
-                    place: Some(place),
-                    key: String::new(),
-                    text,
-                }]))
+                let mistake = Mistake { file: path.to_owned(), place: Some(place), key: String::new(), text };
+                Err(Report::new(vec![mistake], vec![path.to_owned()]))
             }
         }
     }
@@ -139,13 +136,14 @@ impl Config {
                 let at = error.span().map_or(0, |span| span.start);
                 context.mistake(at, "", format_args!("not TOML: {}", error.message()));
             }
-            return Err(Report::new(context.finish().mistakes));
+            let Findings { mistakes, files, .. } = context.finish();
+            return Err(Report::new(mistakes, files));
         }
         let Settings { server, tls, ops, log, dedupe, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
         let Findings { mistakes, mut warnings, files } = context.finish();
         if !mistakes.is_empty() {
-            return Err(Report::new(mistakes));
+            return Err(Report::new(mistakes, files));
         }
         report::sort(&mut warnings);
         Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, webhooks, warnings, files })

@@ -134,6 +134,12 @@ impl Upstream {
         Self { connector: Connector::new(target, tls), timeout, lanes }
     }
 
+    /// Whether it was made for this target and this timeout.
+    #[must_use]
+    pub fn is_for(&self, target: &Target, timeout: Duration) -> bool {
+        self.target() == target && self.timeout == timeout
+    }
+
     /// Where it is.
     #[must_use]
     pub const fn target(&self) -> &Target {

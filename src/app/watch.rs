@@ -32,18 +32,27 @@ impl Watch {
         Self { files, seen }
     }
 
-    pub(super) fn into_files(self) -> Vec<PathBuf> {
-        self.files
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
-    /// Watches other files from now on. Those that were watched already keep their last look.
-    pub(super) fn also(&mut self, files: Vec<PathBuf>) {
-        let seen = files.iter().map(|file| match self.files.iter().position(|known| known == file) {
-            Some(at) => self.seen.get(at).copied().flatten(),
-            None => look_at(file),
-        });
-        self.seen = seen.collect();
-        self.files = files;
+    /// Whether the files look as they did, and all of these are among them.
+    pub(super) fn stood_still(&self, files: &[PathBuf]) -> bool {
+        files.iter().all(|file| self.files.contains(file)) && look(&self.files) == self.seen
+    }
+
+    /// Its files and these.
+    pub(super) fn and(self, others: &[PathBuf]) -> Vec<PathBuf> {
+        let mut files = self.files;
+        let new: Vec<_> = others.iter().filter(|other| !files.contains(other)).cloned().collect();
+        files.extend(new);
+        files
+    }
+
+    /// Watches only these of its files from now on. They keep their last look.
+    pub(super) fn only(&mut self, files: &[PathBuf]) {
+        let old = std::mem::take(&mut self.files).into_iter().zip(std::mem::take(&mut self.seen));
+        (self.files, self.seen) = old.filter(|(file, _)| files.contains(file)).unzip();
     }
 
     /// Waits until the files have changed, and have not changed again for a second: whoever writes them may not

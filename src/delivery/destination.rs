@@ -1,6 +1,6 @@
 //! Where a webhook's deliveries go, and in what form.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,7 +12,7 @@ use hyper::{
 use crate::{
     ops::metrics::ForDestination,
     tls::{Authorities, Identity},
-    upstream::{Tls, Upstream, target::Target},
+    upstream::{Upstream, target::Target},
     webhook::{filter::Events, headers, payload::Delivery},
 };
 
@@ -79,7 +79,7 @@ pub struct Destination {
     /// Labels logs.
     pub name: String,
     /// Where its requests go.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// What it counts.
     pub metrics: ForDestination,
     events: Option<Events>,
@@ -110,15 +110,9 @@ pub struct Parcel {
 }
 
 impl Destination {
-    /// A destination of the webhook named `webhook`. `lanes`: see [`Upstream::new`].
+    /// A destination of the webhook named `webhook`. `upstream` is that of its settings.
     #[must_use]
-    pub fn new(
-        settings: &Settings,
-        webhook: &str,
-        tls: Option<Tls>,
-        metrics: ForDestination,
-        lanes: usize,
-    ) -> Self {
+    pub fn new(settings: &Settings, webhook: &str, upstream: Arc<Upstream>, metrics: ForDestination) -> Self {
         let mut headers = HeaderMap::with_capacity(HEADERS + settings.headers.len());
         // Every name is there from the start: a request replaces values, and the map never grows.
         for name in
@@ -134,7 +128,7 @@ impl Destination {
         }
         Self {
             name: settings.name.clone(),
-            upstream: Upstream::new(settings.target.clone(), tls, settings.timeout, lanes),
+            upstream,
             metrics,
             events: settings.events.clone(),
             format: settings.format,

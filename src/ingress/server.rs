@@ -113,6 +113,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// The pause after an accept error that is not one connection's own, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most connections that are taken from the kernel's queue when the drain begins: more than it holds by default.
+/// Whoever connects faster than they can be taken does not keep the listener open.
+const MOST_WAITING: usize = 8192;
+
 /// A bound listener. Its clones share one queue of connections, so that every thread can have one.
 #[derive(Debug)]
 pub enum Listener {
@@ -220,11 +224,24 @@ pub async fn serve<H: Handler>(
                     Ok((socket, Some(peer)))
                 })
                 .await;
+            let listener = listener.into_std()?;
+            server.accept_waiting(&permits, || {
+                let (socket, peer) = listener.accept()?;
+                socket.set_nonblocking(true)?;
+                socket.set_nodelay(true)?;
+                Ok((tokio::net::TcpStream::from_std(socket)?, Some(peer)))
+            });
         }
         Listener::Unix(listener) => {
             let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
             let listener = tokio::net::UnixListener::from_std(listener)?;
             server.accept(&permits, || async { Ok((listener.accept().await?.0, None)) }).await;
+            let listener = listener.into_std()?;
+            server.accept_waiting(&permits, || {
+                let socket = listener.accept()?.0;
+                socket.set_nonblocking(true)?;
+                Ok((tokio::net::UnixStream::from_std(socket)?, None))
+            });
             if let Some(path) = path {
                 // Gone already when another thread was first.
                 drop(std::fs::remove_file(path));
@@ -255,11 +272,10 @@ impl<H: Handler> Server<H> {
                 let permit = Arc::clone(permits).acquire_owned().await.ok();
                 (permit, accept().await)
             };
-            // Connections that are waiting when the drain begins were opened in good faith: they are served.
             let (permit, accepted) = tokio::select! {
                 biased;
-                next = next => next,
                 () = self.drain.begun.cancelled() => return,
+                next = next => next,
             };
             match accepted {
                 Ok((socket, peer)) => {
@@ -273,6 +289,40 @@ impl<H: Handler> Server<H> {
                 Err(error) => {
                     warn!(error = %error, "cannot accept a connection, pausing");
                     sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes what is waiting in the kernel's queue when the drain begins: closing the listener would reset it, and
+    /// its senders connected in good faith. Asks the kernel itself, since the runtime may not have heard of the last
+    /// ones yet. Who comes without a permit waits for one.
+    fn accept_waiting<S>(
+        self: &Arc<Self>,
+        permits: &Arc<Semaphore>,
+        accept: impl Fn() -> io::Result<(S, Peer)>,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        for _ in 0..MOST_WAITING {
+            match accept() {
+                Ok((socket, peer)) => {
+                    let (server, permits) = (Arc::clone(self), Arc::clone(permits));
+                    self.tasks.spawn(async move {
+                        tokio::select! {
+                            permit = permits.acquire_owned() => {
+                                let _permit = permit.ok();
+                                server.open(socket, peer).await;
+                            }
+                            () = server.drain.cut.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) if is_the_connections_own(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    warn!(error = %error, "cannot accept the connections that are still waiting");
+                    return;
                 }
             }
         }

@@ -327,6 +327,18 @@ impl Hookgate {
         assert!(status.success(), "kill -s {name} {id}: {status}");
     }
 
+    /// A line of `/proc/PID/status`, such as `VmRSS`, in KiB.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// How many descriptors the process has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// Waits for the end of the process; its log's end is the sign.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
