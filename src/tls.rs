@@ -354,7 +354,8 @@ mod tests {
         let error = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
         let once = io::Error::new(io::ErrorKind::InvalidData, error());
         let twice = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error()));
-        for wrapped in [&error() as &(dyn Error + 'static), &once, &twice] {
+        let wrappings: [&(dyn Error + 'static); 3] = [&error(), &once, &twice];
+        for wrapped in wrappings {
             assert!(explain(wrapped).is_some_and(|text| text.contains("unknown issuer")), "{wrapped}");
             assert!(!is_refusal(wrapped));
         }
