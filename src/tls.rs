@@ -288,3 +288,81 @@ fn explain_alert(alert: AlertDescription) -> String {
         other => format!("it refuses the connection (alert {other:?})"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// A certificate for `localhost` that signed itself, and its key.
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let cert = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+        (cert.pem(), key.serialize_pem())
+    }
+
+    fn identity(cert: &str, key: &str) -> Result<Identity, IdentityError> {
+        let (cert, key) =
+            (Certificates::parse(cert.as_bytes()).unwrap(), Key::parse(key.as_bytes()).unwrap());
+        Identity::try_new(cert, &key)
+    }
+
+    #[test]
+    fn a_key_belongs_to_the_first_certificate() {
+        let ((cert, key), (other, other_key)) = (pair(), pair());
+        assert!(identity(&cert, &key).is_ok());
+        assert!(identity(&format!("{cert}{other}"), &key).is_ok());
+        assert_eq!(identity(&format!("{other}{cert}"), &key).err(), Some(IdentityError::Mismatch));
+        assert_eq!(identity(&cert, &other_key).err(), Some(IdentityError::Mismatch));
+        // One file may hold both.
+        let both = format!("{key}{cert}");
+        assert!(identity(&both, &both).is_ok());
+    }
+
+    #[test]
+    fn what_is_no_pem_is_told_apart() {
+        let (cert, key) = pair();
+        let half = |pem: &str| pem.get(..pem.len() / 2).unwrap().to_owned();
+        let certificates = |pem: &str| Certificates::parse(pem.as_bytes()).err();
+        assert_eq!(certificates(""), Some(CertificatesError::Missing));
+        assert_eq!(certificates(&key), Some(CertificatesError::Missing));
+        assert_eq!(certificates(&half(&cert)), Some(CertificatesError::Broken));
+        let parsed = |pem: &str| Key::parse(pem.as_bytes()).err();
+        assert_eq!(parsed(&cert), Some(KeyError::Missing));
+        assert_eq!(parsed(&half(&key)), Some(KeyError::Broken));
+        let encrypted = key.replace("PRIVATE", "ENCRYPTED PRIVATE");
+        assert_eq!(parsed(&encrypted), Some(KeyError::Encrypted));
+        let nonsense = "-----BEGIN PRIVATE KEY-----\nbm90IGEga2V5\n-----END PRIVATE KEY-----\n";
+        assert_eq!(parsed(nonsense), Some(KeyError::Unusable));
+        let nonsense = nonsense.replace("PRIVATE KEY", "CERTIFICATE");
+        assert_eq!(Authorities::parse(nonsense.as_bytes()).err(), Some(CertificatesError::Unusable));
+    }
+
+    #[test]
+    fn nothing_prints_itself() {
+        let (cert, key) = pair();
+        let key_line = key.lines().nth(1).unwrap();
+        let parsed = Key::parse(key.as_bytes()).unwrap();
+        let printed = format!("{parsed:?} {:?}", identity(&cert, &key));
+        assert_eq!(printed, "Key(..) Ok(Identity(..))");
+        assert!(!printed.contains(key_line));
+    }
+
+    #[test]
+    fn a_tls_error_is_found_among_its_wrappings() {
+        let error = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
+        let once = io::Error::new(io::ErrorKind::InvalidData, error());
+        let twice = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error()));
+        let wrappings: [&(dyn Error + 'static); 3] = [&error(), &once, &twice];
+        for wrapped in wrappings {
+            assert!(explain(wrapped).is_some_and(|text| text.contains("unknown issuer")), "{wrapped}");
+            assert!(!is_refusal(wrapped));
+        }
+        let alert = io::Error::other(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
+        assert!(
+            is_refusal(&alert) && explain(&alert).is_some_and(|text| text.contains("client certificate"))
+        );
+        assert_eq!(explain(&io::Error::from(io::ErrorKind::ConnectionReset)), None);
+    }
+}

@@ -278,7 +278,7 @@ fn no_command_says_the_secret_that_it_was_given() {
         signed(b"another body", SECRET.as_bytes()),
         format!("sha256={right}"),
         right.to_uppercase(),
-        right[..40].to_owned(),
+        right.get(..40).unwrap().to_owned(),
         "AAAA".to_owned(),
     ];
     for variant in &variants {
