@@ -4,7 +4,8 @@
 
 mod body;
 mod connection;
-mod framing;
+#[doc(hidden)]
+pub mod framing;
 pub mod receive;
 pub mod rejection;
 pub mod route;

@@ -9,7 +9,7 @@
 
 /// Follows the bytes that a peer sends on one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Framing {
+pub struct Framing {
     place: Place,
     head: Head,
     /// The beginning of a line whose end has not come yet.
@@ -42,7 +42,7 @@ const KEPT: usize = 96;
 
 impl Framing {
     /// Takes the bytes that came.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+    pub fn feed(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.place {
                 Place::Unknown => return,
@@ -72,7 +72,8 @@ impl Framing {
     }
 
     /// Whether a head came that can be read in two ways. Stays true: nothing behind it can be trusted.
-    pub(crate) const fn is_ambiguous(&self) -> bool {
+    #[must_use]
+    pub const fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
 
