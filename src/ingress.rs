@@ -4,7 +4,8 @@
 
 mod body;
 mod connection;
-mod framing;
+#[doc(hidden)]
+pub mod framing;
 mod head;
 pub mod receive;
 pub mod rejection;

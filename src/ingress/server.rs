@@ -253,6 +253,17 @@ pub async fn serve<H: Handler>(
     Ok(())
 }
 
+/// Serves one connection that is open already, in the clear, until it ends. For what brings its own connections:
+/// fuzzing and measurements.
+pub async fn serve_connection<S, H>(socket: S, settings: &Settings, handler: H)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    H: Handler,
+{
+    let (drain, tasks) = (Drain::default(), TaskTracker::new());
+    Server { settings: settings.clone(), tls: None, handler, drain, tasks }.open(socket, None).await;
+}
+
 struct Server<H> {
     settings: Settings,
     tls: Option<Tls>,

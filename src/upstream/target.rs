@@ -1,6 +1,6 @@
 //! Where requests go: the URL of a destination, taken apart once.
 
-use std::path::PathBuf;
+use std::{net::Ipv6Addr, path::PathBuf};
 
 use hyper::{
     Uri,
@@ -79,16 +79,21 @@ impl Target {
         if authority.as_str().contains('@') {
             return Err(TargetError::Credentials);
         }
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-        if host.is_empty() {
-            return Err(TargetError::Malformed);
-        }
-        // `Authority::port` takes what is no port for none, so the digits are read here.
-        let written = authority.as_str().rsplit_once(']').map_or(authority.as_str(), |(_, rest)| rest);
-        let port = match written.split_once(':') {
-            Some((_, port)) => port.parse().ok().filter(|port| *port != 0).ok_or(TargetError::Malformed)?,
+        // `Authority` takes what is no port for none, and leaves out what stands around brackets: it is read here.
+        let (host, port) = (authority.host(), authority.as_str().strip_prefix(authority.host()));
+        let port = match port.ok_or(TargetError::Malformed)?.strip_prefix(':') {
+            // A number may be written with a plus, a port may not.
+            Some(port) if !port.bytes().all(|b| b.is_ascii_digit()) => return Err(TargetError::Malformed),
+            Some(port) => port.parse().ok().filter(|port| *port != 0).ok_or(TargetError::Malformed)?,
+            None if authority.as_str() != host => return Err(TargetError::Malformed),
             None if tls => 443,
             None => 80,
+        };
+        let host = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) if address.parse::<Ipv6Addr>().is_err() => return Err(TargetError::Malformed),
+            Some(address) => address,
+            None if host.is_empty() || host.contains(['[', ']']) => return Err(TargetError::Malformed),
+            None => host,
         };
         Ok(Self {
             address: Address::Tcp { host: host.to_owned(), port, tls },
@@ -158,6 +163,13 @@ mod tests {
             ("http://host:0/", TargetError::Malformed),
             ("http://host:/", TargetError::Malformed),
             ("http://host:99999/", TargetError::Malformed),
+            ("http://a[::1]b:80/", TargetError::Malformed),
+            ("http://[::1]b:80/", TargetError::Malformed),
+            ("http://[::1]b/", TargetError::Malformed),
+            ("http://[app]/", TargetError::Malformed),
+            ("http://[[::1]]/", TargetError::Malformed),
+            ("http://[]/", TargetError::Malformed),
+            ("http://host:+80/", TargetError::Malformed),
             ("ftp://host/", TargetError::Scheme),
             ("http://user:pw@host/", TargetError::Credentials),
             ("http://host/a#b", TargetError::Fragment),
