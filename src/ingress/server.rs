@@ -208,12 +208,12 @@ pub async fn serve<H: Handler>(
     drain: Drain,
 ) -> io::Result<()> {
     let tasks = TaskTracker::new();
-    let server = Arc::new(Server { settings: settings.clone(), tls, handler, drain, tasks });
+    let server = Arc::new(Server { settings: settings.clone(), permits, tls, handler, drain, tasks });
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             server
-                .accept(&permits, || async {
+                .accept(|| async {
                     let (socket, peer) = listener.accept().await?;
                     // Answers are written whole; waiting to fill a segment would only delay them.
                     socket.set_nodelay(true)?;
@@ -224,7 +224,7 @@ pub async fn serve<H: Handler>(
         Listener::Unix(listener) => {
             let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            server.accept(&permits, || async { Ok((listener.accept().await?.0, None)) }).await;
+            server.accept(|| async { Ok((listener.accept().await?.0, None)) }).await;
             if let Some(path) = path {
                 // Gone already when another thread was first.
                 drop(std::fs::remove_file(path));
@@ -238,6 +238,7 @@ pub async fn serve<H: Handler>(
 
 struct Server<H> {
     settings: Settings,
+    permits: Arc<Semaphore>,
     tls: Option<Tls>,
     handler: H,
     drain: Drain,
@@ -245,14 +246,14 @@ struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    async fn accept<S, F>(self: &Arc<Self>, permits: &Arc<Semaphore>, accept: impl Fn() -> F)
+    async fn accept<S, F>(self: &Arc<Self>, accept: impl Fn() -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = io::Result<(S, Peer)>>,
     {
         loop {
             let next = async {
-                let permit = Arc::clone(permits).acquire_owned().await.ok();
+                let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
                 (permit, accept().await)
             };
             // Connections that are waiting when the drain begins were opened in good faith: they are served.
@@ -297,7 +298,7 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Arc::clone(&self.permits)));
         let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         let service = service_fn(|request| {
             shared.request_begins();
