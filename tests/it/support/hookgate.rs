@@ -351,7 +351,8 @@ impl Drop for Hookgate {
     }
 }
 
-fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
+/// The lines of a stream, read on a thread of its own.
+pub(super) fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
     let journal = Arc::new(Journal::default());
     let for_thread = Arc::clone(&journal);
     thread::spawn(move || {
