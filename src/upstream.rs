@@ -1,7 +1,7 @@
 //! The client side: one send to an upstream, under one deadline, its answer capped.
 //!
 //! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
-//! connection. Redirects are not followed: a 3xx is no usable answer.
+//! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is no usable answer.
 
 mod connect;
 pub mod target;
@@ -36,6 +36,10 @@ const MAX_IDLE: usize = 64;
 
 /// After this long an idle connection is not used again: whoever stands between may have forgotten it.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
+
+/// Older than this, a connection is not used again, however busy it is: its name may point elsewhere by now, and
+/// an upstream that is on its way out may keep it open for as long as it is used.
+const MAX_AGE: Duration = Duration::from_secs(60);
 
 /// One upstream: where it is, and the connections to it that are open.
 #[derive(Debug)]
@@ -221,7 +225,7 @@ impl Upstream {
                 idle.clear();
                 return None;
             }
-            if connection.is_open() {
+            if connection.is_open() && connection.age() < MAX_AGE {
                 return Some(connection);
             }
         }
@@ -277,4 +281,49 @@ async fn read_body(body: &mut Incoming, deadline: Instant) -> (Bytes, bool) {
         }
     }
     (if whole.is_empty() { first } else { whole.freeze() }, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinSet,
+        time::{advance, pause, resume},
+    };
+
+    use super::*;
+
+    /// The clock stands still only while no socket is awaited.
+    #[tokio::test]
+    async fn a_busy_connection_is_replaced_after_a_while() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (accepted, mut connections) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                accepted.send(()).unwrap();
+                open.spawn(async move {
+                    while socket.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
+                        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        });
+        let upstream = Upstream::new(Target::parse(&url).unwrap(), None, Duration::from_secs(20), 1);
+        let mut opened = Vec::new();
+        for _ in 0..5 {
+            let reply = upstream.send(0, || Request::new(Full::default())).await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK);
+            opened.push(std::iter::from_fn(|| connections.try_recv().ok()).count());
+            pause();
+            advance(MAX_AGE / 2 + Duration::from_secs(1)).await;
+            resume();
+        }
+        // Each is used again after half of its time, and no more after the whole.
+        assert_eq!(opened, [1, 0, 1, 0, 1]);
+    }
 }

@@ -17,7 +17,7 @@ use hyper::{
     Method, Request, Response, StatusCode, Version,
     body::{Body, Incoming},
     header::{HeaderValue, TRANSFER_ENCODING},
-    http::request::Parts,
+    http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
 use tracing::{Level, enabled, info, warn};
@@ -116,11 +116,13 @@ impl Handler for Gate {
             rejection.answer()
         });
 
-        // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure.
+        // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure. And
+        // who is refused does not keep a connection that others wait for.
         if !trail.body_read
             || connection.is_ambiguous()
             || connection.is_closing()
             || head.headers.contains_key(TRANSFER_ENCODING)
+            || (matches!(answer.outcome, Outcome::Refused(_)) && connection.is_crowded())
         {
             answer.close();
         }
@@ -274,10 +276,21 @@ fn check_framing(headers: &Headers<'_>, version: Version, connection: &Shared) -
         return Err(Rejection::BadRequest.because("a Transfer-Encoding other than one `chunked` alone"));
     }
     match headers.host {
-        Header::Once(_) => Ok(()),
+        Header::Once(host) if is_host(host.as_bytes()) => Ok(()),
+        Header::Once(_) => Err(Rejection::BadRequest.because("Host is no host with or without a port")),
         Header::Absent if version == Version::HTTP_10 => Ok(()),
         Header::Absent | Header::Repeated => Err(Rejection::BadRequest.because("not exactly one Host")),
     }
+}
+
+/// `uri-host [ ":" port ]`, or empty (RFC 9112, 3.2).
+fn is_host(value: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(value) else { return value.is_empty() };
+    let plain = |text: &str| text == authority.host();
+    !value.contains(&b'@')
+        && (plain(authority.as_str())
+            || authority.port_u16().is_some()
+            || authority.as_str().strip_suffix(':').is_some_and(plain))
 }
 
 /// JSON, and not encoded: nothing is decoded before it is verified, and nothing after.
@@ -402,6 +415,18 @@ mod tests {
 
     use super::*;
     use crate::delivery::destination::TRACEPARENT;
+
+    #[test]
+    fn hosts_are_read_as_the_grammar_says() {
+        for host in ["", "a.test", "a.test:80", "a.test:", "192.0.2.1", "[2001:db8::1]", "[::1]:8080"] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for wrong in
+            ["a@b", "a/b", "a b", "a, b", "a:b", "a:99999", ":x", "http://a", "a?b", "a#b", "[::1", "a\"b"]
+        {
+            assert!(!is_host(wrong.as_bytes()), "{wrong}");
+        }
+    }
 
     #[test]
     fn traces_are_continued_or_begun() {

@@ -212,12 +212,12 @@ pub async fn serve<H: Handler>(
     drain: Drain,
 ) -> io::Result<()> {
     let tasks = TaskTracker::new();
-    let server = Arc::new(Server { settings: settings.clone(), tls, handler, drain, tasks });
+    let server = Arc::new(Server { settings: settings.clone(), permits, tls, handler, drain, tasks });
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             server
-                .accept(&permits, || async {
+                .accept(|| async {
                     let (socket, peer) = listener.accept().await?;
                     // Answers are written whole; waiting to fill a segment would only delay them.
                     socket.set_nodelay(true)?;
@@ -225,7 +225,7 @@ pub async fn serve<H: Handler>(
                 })
                 .await;
             let listener = listener.into_std()?;
-            server.accept_waiting(&permits, || {
+            server.accept_waiting(|| {
                 let (socket, peer) = listener.accept()?;
                 socket.set_nonblocking(true)?;
                 socket.set_nodelay(true)?;
@@ -235,9 +235,9 @@ pub async fn serve<H: Handler>(
         Listener::Unix(listener) => {
             let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            server.accept(&permits, || async { Ok((listener.accept().await?.0, None)) }).await;
+            server.accept(|| async { Ok((listener.accept().await?.0, None)) }).await;
             let listener = listener.into_std()?;
-            server.accept_waiting(&permits, || {
+            server.accept_waiting(|| {
                 let socket = listener.accept()?.0;
                 socket.set_nonblocking(true)?;
                 Ok((tokio::net::UnixStream::from_std(socket)?, None))
@@ -261,11 +261,13 @@ where
     H: Handler,
 {
     let (drain, tasks) = (Drain::default(), TaskTracker::new());
-    Server { settings: settings.clone(), tls: None, handler, drain, tasks }.open(socket, None).await;
+    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
 }
 
 struct Server<H> {
     settings: Settings,
+    permits: Arc<Semaphore>,
     tls: Option<Tls>,
     handler: H,
     drain: Drain,
@@ -273,14 +275,14 @@ struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    async fn accept<S, F>(self: &Arc<Self>, permits: &Arc<Semaphore>, accept: impl Fn() -> F)
+    async fn accept<S, F>(self: &Arc<Self>, accept: impl Fn() -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = io::Result<(S, Peer)>>,
     {
         loop {
             let next = async {
-                let permit = Arc::clone(permits).acquire_owned().await.ok();
+                let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
                 (permit, accept().await)
             };
             let (permit, accepted) = tokio::select! {
@@ -308,17 +310,14 @@ impl<H: Handler> Server<H> {
     /// Takes what is waiting in the kernel's queue when the drain begins: closing the listener would reset it, and
     /// its senders connected in good faith. Asks the kernel itself, since the runtime may not have heard of the last
     /// ones yet. Who comes without a permit waits for one.
-    fn accept_waiting<S>(
-        self: &Arc<Self>,
-        permits: &Arc<Semaphore>,
-        accept: impl Fn() -> io::Result<(S, Peer)>,
-    ) where
+    fn accept_waiting<S>(self: &Arc<Self>, accept: impl Fn() -> io::Result<(S, Peer)>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         for _ in 0..MOST_WAITING {
             match accept() {
                 Ok((socket, peer)) => {
-                    let (server, permits) = (Arc::clone(self), Arc::clone(permits));
+                    let (server, permits) = (Arc::clone(self), Arc::clone(&self.permits));
                     self.tasks.spawn(async move {
                         tokio::select! {
                             permit = permits.acquire_owned() => {
@@ -375,7 +374,7 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Arc::clone(&self.permits)));
         let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         let service = service_fn(|request| {
             shared.request_begins();

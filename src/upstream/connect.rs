@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -23,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
     task::AbortHandle,
+    time::Instant,
 };
 use tokio_rustls::TlsConnector;
 
@@ -119,6 +121,7 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     answered: Arc<AtomicBool>,
     driver: AbortHandle,
+    opened: Instant,
 }
 
 impl Connection {
@@ -137,7 +140,7 @@ impl Connection {
         // Owned by this connection: aborted when it is dropped.
         #[expect(clippy::disallowed_methods, reason = "the connection owns the task by its abort handle")]
         let driver = tokio::spawn(connection).abort_handle();
-        Ok(Self { sender, answered, driver })
+        Ok(Self { sender, answered, driver, opened: Instant::now() })
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -150,6 +153,11 @@ impl Connection {
     /// Whether anything came from the upstream since the last request was sent.
     pub(super) fn has_answered(&self) -> bool {
         self.answered.load(Relaxed)
+    }
+
+    /// How long ago it was opened.
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
     }
 
     pub(super) fn is_open(&self) -> bool {

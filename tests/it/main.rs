@@ -5,11 +5,15 @@
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod bytes;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod duplicates;
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod filters;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod client;
 mod hookgate;
+mod peer;
 mod samples;
 pub(crate) mod tls;
 mod upstream;
@@ -24,6 +25,7 @@ use sha2::Sha256;
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
     hookgate::{Hookgate, Setup, Webhook, program, run},
+    peer::Peer,
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
     upstream::{Reply, Request, Upstream},
     wire::Address,

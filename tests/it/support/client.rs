@@ -294,6 +294,14 @@ impl Connection {
         }
     }
 
+    /// Reads up to so many bytes, if any come; for those who read slowly.
+    pub(crate) fn read_some(&mut self, count: usize) {
+        let socket = self.0.get_mut();
+        socket.set_read_timeout(Duration::from_millis(10)).unwrap();
+        drop(socket.read(&mut vec![0; count]));
+        socket.set_read_timeout(PATIENCE).unwrap();
+    }
+
     /// Reads whatever comes until the other side closes.
     pub(crate) fn read_all(&mut self, into: &mut String) {
         match self.0.read_to_string(into) {

@@ -15,7 +15,20 @@ use super::{Address, Answer, Connection, Delivery, Journal, SECRET, TempDir, Ups
 
 /// The program, without the caller's settings in its environment.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hookgate"));
+    program_by(&[])
+}
+
+/// The program, started by another one.
+fn program_by(launcher: &[String]) -> Command {
+    const PROGRAM: &str = env!("CARGO_BIN_EXE_hookgate");
+    let mut command = match launcher {
+        [] => Command::new(PROGRAM),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(PROGRAM);
+            command
+        }
+    };
     command.env_remove("RUST_LOG").env_remove("HOOKGATE_CONFIG").stdin(Stdio::null());
     command
 }
@@ -105,6 +118,8 @@ pub(crate) struct Setup {
     sections: Vec<String>,
     webhooks: Vec<Webhook>,
     environment: Vec<(String, String)>,
+    /// A program with arguments that the service is started by.
+    launcher: Vec<String>,
 }
 
 impl Setup {
@@ -124,6 +139,7 @@ impl Setup {
             sections: Vec::new(),
             webhooks: Vec::new(),
             environment: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
@@ -151,6 +167,12 @@ impl Setup {
 
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has this program, such as `prlimit`, start the service.
+    pub(crate) fn launched_by<S: AsRef<str>>(mut self, launcher: &[S]) -> Self {
+        self.launcher = launcher.iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
@@ -221,7 +243,7 @@ pub(crate) struct Hookgate {
 impl Hookgate {
     fn start(setup: Setup) -> Self {
         let config = setup.write();
-        let mut command = program();
+        let mut command = program_by(&setup.launcher);
         command.arg("run").arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().unwrap();
@@ -237,6 +259,11 @@ impl Hookgate {
     fn listening(&self, listener: &str) -> Address {
         let found = self.log.wait(|lines| lines.iter().find_map(|line| address_in(line, listener)));
         found.unwrap_or_else(|| panic!("no {listener} listener\n{}", self.everything()))
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where deliveries go.
@@ -363,7 +390,8 @@ impl Drop for Hookgate {
     }
 }
 
-fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
+/// The lines of a stream, read on a thread of its own.
+pub(super) fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
     let journal = Arc::new(Journal::default());
     let for_thread = Arc::clone(&journal);
     thread::spawn(move || {

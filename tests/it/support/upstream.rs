@@ -139,7 +139,16 @@ impl Upstream {
 
     /// Answers as the script says.
     pub(crate) fn scripted(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listening(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    /// Answers every request alike, at this address.
+    pub(crate) fn at(address: &str, reply: Reply) -> Self {
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::listening(listener, move |_| reply.clone())
+    }
+
+    fn listening(listener: TcpListener, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let address = Address::Tcp(listener.local_addr().unwrap());
         Self::serve(address, script, move || Some(Socket::Tcp(listener.accept().ok()?.0)))
     }
