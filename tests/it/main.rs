@@ -29,6 +29,8 @@ mod relay;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod signatures;
