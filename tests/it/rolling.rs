@@ -16,7 +16,10 @@ use std::{
 use crate::support::{Address, Connection, Delivery, Hookgate, Reply, Setup, Upstream};
 
 /// How often each instance is restarted.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 10;
+
+/// How many deliveries come before the next restart.
+const STEADY: usize = 100;
 
 /// Between two deliveries of a sender: a steady load, not the most that the machine can do.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -58,6 +61,7 @@ impl Pair {
                     .start();
                 assert_eq!(instance.ops("/readyz").status, 200);
                 ready();
+                self.upstream.wait_for(self.upstream.requests().len() + STEADY);
             }
         }
     }
