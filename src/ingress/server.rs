@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+#[cfg(target_os = "linux")]
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -224,6 +226,8 @@ pub async fn serve<H: Handler>(
                     Ok((socket, Some(peer)))
                 })
                 .await;
+            #[cfg(target_os = "linux")]
+            end_handshakes(&listener).await;
             let listener = listener.into_std()?;
             server.accept_waiting(|| {
                 let (socket, peer) = listener.accept()?;
@@ -236,16 +240,16 @@ pub async fn serve<H: Handler>(
             let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
             let listener = tokio::net::UnixListener::from_std(listener)?;
             server.accept(|| async { Ok((listener.accept().await?.0, None)) }).await;
+            if let Some(path) = path {
+                // Nobody finds it any more. Gone already when another thread was first.
+                drop(std::fs::remove_file(path));
+            }
             let listener = listener.into_std()?;
             server.accept_waiting(|| {
                 let socket = listener.accept()?.0;
                 socket.set_nonblocking(true)?;
                 Ok((tokio::net::UnixStream::from_std(socket)?, None))
             });
-            if let Some(path) = path {
-                // Gone already when another thread was first.
-                drop(std::fs::remove_file(path));
-            }
         }
     }
     server.tasks.close();
@@ -263,6 +267,22 @@ where
     let (drain, tasks) = (Drain::default(), TaskTracker::new());
     let permits = Arc::new(Semaphore::new(settings.max_connections));
     Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
+}
+
+/// Lets the kernel complete no more handshakes, so that the queue, once emptied, stays empty until the listener is
+/// closed: closing it over a new connection would reset that. Whoever tries meanwhile tries again after a second, as
+/// after any lost packet, and is refused then. Where the kernel does not take the filter, a gap of microseconds is left.
+#[cfg(target_os = "linux")]
+async fn end_handshakes(listener: &tokio::net::TcpListener) {
+    /// "Return 0", for the classic packet filter: take nothing of the packet.
+    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    /// For handshakes that have passed the filter's place already.
+    const LAST_HANDSHAKE: Duration = Duration::from_millis(1);
+
+    match SockRef::from(listener).attach_filter(&[DROP]) {
+        Ok(()) => sleep(LAST_HANDSHAKE).await,
+        Err(error) => debug!(error = %error, "the kernel takes no filter"),
+    }
 }
 
 struct Server<H> {

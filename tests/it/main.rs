@@ -35,6 +35,8 @@ mod relay;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
 mod secrets;
 #[cfg(test)]
 mod shutdown;

@@ -237,6 +237,62 @@ fn a_file_that_a_wrong_configuration_names_is_waited_for() {
     hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 1.0);
 }
 
+/// A destination with a header whose value comes from a pipe, so that the test sees and decides when it is read.
+fn with_a_pipe(upstream: &Upstream) -> (Hookgate, std::path::PathBuf) {
+    let hookgate = Setup::new(upstream).start();
+    let pipe = hookgate.dir().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let header = format!("headers = {{ Authorization = {{ file = {pipe:?} }} }}\nurl = ");
+    edit(&hookgate, "url = ", &header);
+    hookgate.signal("HUP");
+    (hookgate, pipe)
+}
+
+/// Waits until the program reads from the pipe.
+fn writer(pipe: &std::path::Path) -> fs::File {
+    fs::File::options().write(true).open(pipe).unwrap()
+}
+
+#[test]
+fn what_changes_while_it_is_read_is_read_again() {
+    use std::io::Write;
+
+    let upstream = Upstream::always(Reply::ok());
+    let (hookgate, pipe) = with_a_pipe(&upstream);
+    let mut first = writer(&pipe);
+    // The secret has been read before the header.
+    replace(&hookgate.dir().join("secret"), NEW);
+    first.write_all(b"token 1").unwrap();
+    drop(first);
+    let mut second = writer(&pipe);
+    assert!(is_in_force(&hookgate, SECRET));
+    assert_eq!(reloads(&hookgate, "success"), 0.0);
+    second.write_all(b"token 2").unwrap();
+    drop(second);
+    hookgate.wait_for_metric("hookgate_config_reloads_total", &[("result", "success")], 1.0);
+    assert!(is_in_force(&hookgate, NEW));
+    assert!(!is_in_force(&hookgate, SECRET));
+    let tokens: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.header("authorization").map(str::to_owned))
+        .collect();
+    assert_eq!(tokens, [None, Some("token 2".to_owned())]);
+}
+
+#[test]
+fn a_reload_that_hangs_holds_up_neither_requests_nor_the_end() {
+    let upstream = Upstream::always(Reply::ok());
+    let (mut hookgate, pipe) = with_a_pipe(&upstream);
+    let _held = writer(&pipe);
+    for _ in 0..20 {
+        assert!(is_in_force(&hookgate, SECRET));
+    }
+    assert_eq!(hookgate.ops("/readyz").status, 200);
+    hookgate.signal("TERM");
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+}
+
 /// A request is judged by the secrets that were in force when its head was complete.
 #[test]
 fn a_request_keeps_the_secrets_it_began_with() {

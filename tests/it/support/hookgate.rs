@@ -114,6 +114,7 @@ impl Webhook {
 pub(crate) struct Setup {
     dir: TempDir,
     listen: String,
+    ops_listen: String,
     server_lines: Vec<String>,
     sections: Vec<String>,
     webhooks: Vec<Webhook>,
@@ -135,6 +136,7 @@ impl Setup {
         Self {
             dir,
             listen: "127.0.0.1:0".to_owned(),
+            ops_listen: "127.0.0.1:0".to_owned(),
             server_lines: Vec::new(),
             sections: Vec::new(),
             webhooks: Vec::new(),
@@ -150,6 +152,11 @@ impl Setup {
 
     pub(crate) fn listen(mut self, listen: &str) -> Self {
         listen.clone_into(&mut self.listen);
+        self
+    }
+
+    pub(crate) fn ops_listen(mut self, listen: &str) -> Self {
+        listen.clone_into(&mut self.ops_listen);
         self
     }
 
@@ -211,9 +218,10 @@ impl Setup {
     /// Writes the config and returns where it is.
     pub(crate) fn write(&self) -> PathBuf {
         let mut config = format!(
-            "[server]\nlisten = {:?}\n{}\n\n[ops]\nlisten = \"127.0.0.1:0\"\n\n{}\n",
+            "[server]\nlisten = {:?}\n{}\n\n[ops]\nlisten = {:?}\n\n{}\n",
             self.listen,
             self.server_lines.join("\n"),
+            self.ops_listen,
             self.sections.join("\n\n"),
         );
         for webhook in &self.webhooks {
