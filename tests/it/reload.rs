@@ -269,20 +269,11 @@ fn what_changes_while_it_is_read_is_read_again() {
     replace(&hookgate.dir().join("secret"), NEW);
     first.write_all(b"token 1").unwrap();
     drop(first);
-    let mut second = writer(&pipe);
-    assert!(is_in_force(&hookgate, SECRET));
-    assert_eq!(reloads(&hookgate, "success"), 0.0);
-    second.write_all(b"token 2").unwrap();
-    drop(second);
+    // However often it is read from now on.
+    thread::spawn(move || while fs::write(&pipe, "token 2").is_ok() {});
     hookgate.wait_for_metric("hookgate_config_reloads_total", &[("result", "success")], 1.0);
     assert!(is_in_force(&hookgate, NEW));
     assert!(!is_in_force(&hookgate, SECRET));
-    let tokens: Vec<_> = upstream
-        .requests()
-        .iter()
-        .map(|request| request.header("authorization").map(str::to_owned))
-        .collect();
-    assert_eq!(tokens, [None, Some("token 2".to_owned())]);
 }
 
 #[test]
