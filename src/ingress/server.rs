@@ -269,17 +269,23 @@ where
     Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
 }
 
-/// Lets the kernel complete no more handshakes, so that the queue, once emptied, stays empty until the listener is
-/// closed: closing it over a new connection would reset that. Whoever tries meanwhile tries again after a second, as
-/// after any lost packet, and is refused then. Where the kernel does not take the filter, a gap of microseconds is left.
+/// Lets the kernel begin no more handshakes, and those that it has begun end, so that the queue, once emptied, stays
+/// empty until the listener is closed: closing it over a new connection would reset that. Whoever tries meanwhile tries
+/// again after a second, as after any lost packet, and is refused then. Where the kernel does not take the filter, a gap
+/// of microseconds is left.
 #[cfg(target_os = "linux")]
 async fn end_handshakes(listener: &tokio::net::TcpListener) {
-    /// "Return 0", for the classic packet filter: take nothing of the packet.
-    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
-    /// For handshakes that have passed the filter's place already.
-    const LAST_HANDSHAKE: Duration = Duration::from_millis(1);
+    /// A classic packet filter over the TCP header: drops what has the flag SYN, and takes everything else.
+    const NO_SYN: [SockFilter; 4] = [
+        SockFilter::new(0x30, 0, 0, 13),       // load the byte with the flags
+        SockFilter::new(0x45, 0, 1, 0x02),     // is SYN among them? If not, skip one
+        SockFilter::new(0x06, 0, 0, 0),        // drop
+        SockFilter::new(0x06, 0, 0, u32::MAX), // take it whole
+    ];
+    /// A round trip to whoever stands in front.
+    const LAST_HANDSHAKE: Duration = Duration::from_millis(5);
 
-    match SockRef::from(listener).attach_filter(&[DROP]) {
+    match SockRef::from(listener).attach_filter(&NO_SYN) {
         Ok(()) => sleep(LAST_HANDSHAKE).await,
         Err(error) => debug!(error = %error, "the kernel takes no filter"),
     }

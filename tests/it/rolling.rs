@@ -5,6 +5,7 @@ use std::{
     collections::BTreeSet,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -13,13 +14,13 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Address, Connection, Delivery, Hookgate, Reply, Setup, Upstream};
+use crate::support::{Address, Connection, Delivery, Hookgate, Reply, Setup, TempDir, Upstream, eventually};
 
 /// How often each instance is restarted.
 const ROUNDS: usize = 10;
 
-/// How many deliveries come before the next restart.
-const STEADY: usize = 100;
+/// How many deliveries an instance that was restarted has forwarded before the other one is restarted.
+const STEADY: f64 = 50.0;
 
 /// Between two deliveries of a sender: a steady load, not the most that the machine can do.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -37,7 +38,7 @@ impl Pair {
         Self { upstream, instances }
     }
 
-    /// Where each listens, now and after each restart: for deliveries, and for probes.
+    /// Where each listens, after each restart too: for deliveries, and for probes.
     fn addresses(&self) -> Vec<(SocketAddr, SocketAddr)> {
         let tcp = |address: &Address| match address {
             Address::Tcp(address) => *address,
@@ -46,9 +47,8 @@ impl Pair {
         self.instances.iter().map(|instance| (tcp(instance.address()), tcp(instance.ops_address()))).collect()
     }
 
-    /// Ends each instance and starts it anew on its addresses, one after the other, several times. `ready` is called
-    /// when one has come back.
-    fn restart_in_turns(&mut self, ready: impl Fn()) {
+    /// Ends each instance and starts it anew on its addresses, one after the other, several times.
+    fn restart_in_turns(&mut self) {
         let addresses = self.addresses();
         for _ in 0..ROUNDS {
             for (instance, (webhook, ops)) in self.instances.iter_mut().zip(&addresses) {
@@ -60,8 +60,11 @@ impl Pair {
                     .ops_listen(&ops.to_string())
                     .start();
                 assert_eq!(instance.ops("/readyz").status, 200);
-                ready();
-                self.upstream.wait_for(self.upstream.requests().len() + STEADY);
+                eventually("it is back in service", || {
+                    let labels = [("webhook", "webhook-1"), ("outcome", "forwarded")];
+                    let served = instance.metrics().value("hookgate_requests_total", &labels);
+                    (served.unwrap() >= STEADY).then_some(())
+                });
             }
         }
     }
@@ -181,6 +184,73 @@ fn join(client: &TcpStream, instance: &TcpStream) {
 fn no_request_fails_behind_a_tcp_proxy() {
     let mut pair = Pair::start();
     let proxy = Proxy::start(pair.addresses().into_iter().map(|(webhook, _)| webhook).collect());
-    let sent = under_load(&Address::Tcp(proxy.0), || pair.restart_in_turns(|| {}));
+    let sent = under_load(&Address::Tcp(proxy.0), || pair.restart_in_turns());
+    assert_exact(&pair.upstream, &sent);
+}
+
+/// HAProxy, on a unix socket, asking `/readyz` ten times a second.
+struct HaProxy {
+    child: Child,
+    socket: Address,
+    _dir: TempDir,
+}
+
+impl HaProxy {
+    fn start(instances: &[(SocketAddr, SocketAddr)]) -> Self {
+        let dir = TempDir::new();
+        let socket = dir.path().join("front.sock");
+        let servers: Vec<_> = (1..)
+            .zip(instances)
+            .map(|(number, (webhook, ops))| format!("  server s{number} {webhook} port {}", ops.port()))
+            .collect();
+        let config = format!(
+            "defaults
+  mode http
+  timeout connect 5s
+  timeout client 20s
+  timeout server 20s
+  timeout check 5s
+  retries 3
+  option redispatch 1
+frontend front
+  bind unix@{}
+  default_backend back
+backend back
+  balance roundrobin
+  option httpchk GET /readyz
+  default-server check inter 100ms fall 2 rise 1
+{}
+",
+            socket.display(),
+            servers.join("\n"),
+        );
+        let path = dir.write("haproxy.cfg", config);
+        let child = Command::new("haproxy")
+            .arg("-db")
+            .arg("-f")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("HAProxy: tests/run installs it");
+        let this = Self { child, socket: Address::Unix(socket), _dir: dir };
+        eventually("HAProxy listens", || this.socket.connect().is_ok().then_some(()));
+        this
+    }
+}
+
+impl Drop for HaProxy {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn no_request_fails_behind_haproxy() {
+    let mut pair = Pair::start();
+    let proxy = HaProxy::start(&pair.addresses());
+    let sent = under_load(&proxy.socket, || pair.restart_in_turns());
     assert_exact(&pair.upstream, &sent);
 }

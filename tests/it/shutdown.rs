@@ -278,7 +278,7 @@ fn a_kept_connection_is_told_that_its_next_answer_is_the_last() {
     answer.assert_forwarded(200);
     assert_eq!(answer.header("connection"), None);
     hookgate.signal("TERM");
-    wait_until_nobody_listens(&hookgate);
+    eventually("the drain begins", || (hookgate.ops("/readyz").status == 503).then_some(()));
     kept.send(&Delivery::good().bytes());
     let last = kept.answer();
     last.assert_forwarded(200);
