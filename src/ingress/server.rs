@@ -444,7 +444,7 @@ impl<H: Handler> Server<H> {
 }
 
 /// The most that is read of a body at once, in bytes.
-const READ_BUFFER: usize = 64 << 10;
+const READ_BUFFER: usize = 16 << 10;
 
 /// Counts a connection while it is open.
 struct Open<'h, H: Handler>(&'h H);

@@ -63,7 +63,7 @@ fn many_bodies_fit_into_little_memory() {
         .server("max_inflight_bytes = \"8MiB\"")
         .server("body_timeout = \"10m\"")
         // Address space, of which a program takes far more than it uses.
-        .launched_by(&["prlimit", "--as=536870912"])
+        .launched_by(&["prlimit", "--as=1073741824"])
         .start();
     let body = vec![b'x'; (1 << 20) - 1];
     let large = Delivery::new("environment_revision", body).forged();
