@@ -28,7 +28,7 @@ use hookgate::{
         server::{Settings, serve_connection},
     },
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::target::Target,
+    upstream::{Upstream, target::Target},
 };
 use hyper::header::HeaderMap;
 use tokio::{
@@ -144,13 +144,19 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
         timeout: destination::Settings::TIMEOUT,
         headers: HeaderMap::new(),
         ca: None,
+        identity: None,
         events: None,
     };
     let webhook = Webhook {
         name: "bench".into(),
         verifier: verifier(),
         filter: filter(event),
-        destination: Destination::new(&destination, "bench", None, metrics.destination("bench", "app"), 1),
+        destination: Destination::new(
+            &destination,
+            "bench",
+            Arc::new(Upstream::new(destination.target.clone(), None, destination.timeout, 1)),
+            metrics.destination("bench", "app"),
+        ),
         metrics: metrics.webhook("bench", labels(), ["bench"].into_iter()),
     };
     let routes: Routes = std::iter::once(("/hook".to_owned(), webhook)).collect();

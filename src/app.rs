@@ -1,14 +1,16 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod lanes;
+mod privacy;
+mod reload;
 mod watch;
 
 use std::{
     io,
     num::NonZero,
-    path::PathBuf,
     pin::pin,
-    sync::Arc,
-    thread::{self, available_parallelism},
+    sync::{Arc, Mutex},
+    thread::available_parallelism,
     time::Duration,
 };
 
@@ -19,36 +21,34 @@ use hyper::{Request, Response, body::Incoming};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::{Semaphore, oneshot},
+    sync::Semaphore,
     task::JoinSet,
     time::timeout,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use watch::Watch;
+use lanes::spawn_lanes;
+pub use privacy::forbid_dumps;
+use reload::{Serving, Source, Told, hangups, routes};
 
 use crate::{
     config::Config,
-    delivery::{
-        dedupe::{self, Memory},
-        destination::{self, Destination},
-        dispatch::Direct,
-    },
+    delivery::{dedupe::Memory, dispatch::Direct},
     ingress::{
         Budget, Shared,
         receive::{Gate, Limits},
         rejection::Outcome,
-        route::{self, Routes, Webhook},
+        route::Routes,
         server::{self, Address, Drain, Handler, Listener, Peer},
         tls as server_tls,
     },
     ops::{
-        self,
         health::{self, Readiness},
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
-    upstream::{Tls, TlsError, target},
+    tls::NoRoots,
 };
 
 /// The service, bound and not yet running.
@@ -62,16 +62,6 @@ pub struct App {
     settings: server::Settings,
     gate: Gate,
     lanes: usize,
-}
-
-/// Where the configuration comes from, and what of it is in force until a restart.
-#[derive(Debug)]
-struct Source {
-    path: PathBuf,
-    files: Vec<PathBuf>,
-    ops: ops::Settings,
-    dedupe: dedupe::Settings,
-    log: Option<log::Control>,
 }
 
 /// Where the service listens.
@@ -105,16 +95,19 @@ pub enum BuildError {
         /// What the kernel says.
         source: io::Error,
     },
-    /// TLS towards a destination cannot be set up.
+    /// There is nobody to trust towards a destination.
     #[error("destination `{destination}` of webhook `{webhook}`: {source}")]
-    Tls {
+    NoRoots {
         /// The webhook's name.
         webhook: String,
         /// The destination's name.
         destination: String,
         /// What is wrong.
-        source: TlsError,
+        source: NoRoots,
     },
+    /// TLS as a whole cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
 /// The most threads that serve requests. One serves tens of thousands of deliveries a second, and a sidecar is
@@ -151,7 +144,12 @@ impl App {
     pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
         let metrics = Arc::new(Metrics::new());
-        let routes = routes(config.webhooks.into_iter().map(|webhook| webhook.settings), &metrics, lanes)?;
+        let routes = routes(
+            config.webhooks.into_iter().map(|webhook| webhook.settings),
+            &metrics,
+            lanes,
+            &Routes::default(),
+        )?;
         let gate = Gate {
             routes: Arc::new(ArcSwap::from_pointee(routes)),
             limits: Limits {
@@ -168,12 +166,20 @@ impl App {
             metrics,
             lane: 0,
         };
+        let tls = config.tls.map(|tls| server_tls::Tls::try_new(&tls.identity)).transpose()?;
         let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
         let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
         let addresses = Addresses { webhook, ops: ops_address };
-        let source =
-            Source { path: config.path, files: config.files, ops: config.ops, dedupe: config.dedupe, log };
-        Ok(Self { source, addresses, webhooks, ops, tls: None, settings: config.server, gate, lanes })
+        let source = Source {
+            path: config.path,
+            files: config.files,
+            ops: config.ops,
+            dedupe: config.dedupe,
+            format: config.log.format,
+            log,
+            told: Mutex::new(Told::about(config.warnings)),
+        };
+        Ok(Self { source, addresses, webhooks, ops, tls, settings: config.server, gate, lanes })
     }
 
     /// Where it listens.
@@ -186,8 +192,12 @@ impl App {
     ///
     /// SIGHUP, or a change of one of the configuration's files, reloads it.
     pub async fn run(self, shutdown: impl Future<Output = ()>, now: impl Future<Output = ()>) -> Drained {
+        // Before anybody can know that the service is there.
+        let hangups = hangups();
         let readiness = Readiness::default();
         let (drain, ops_drain) = (Drain::default(), Drain::default());
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
         let mut ops = JoinSet::new();
         ops.spawn(serve(
             self.ops,
@@ -197,15 +207,24 @@ impl App {
             Ops { readiness: readiness.clone(), gate: self.gate.clone() },
             ops_drain.clone(),
         ));
-        let mut lanes =
-            spawn_lanes(&self.webhooks, self.tls.as_ref(), &self.settings, &self.gate, self.lanes, &drain);
+        let mut lanes = spawn_lanes(
+            &self.webhooks,
+            self.tls.as_ref(),
+            &self.settings,
+            &self.gate,
+            self.lanes,
+            &drain,
+            &over,
+        );
         // The lanes have their own handles; this one must not keep the queue of connections open.
         drop(self.webhooks);
         info!(listener = "webhook", address = %self.addresses.webhook, "listening");
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        let mut reloading = pin!(self.source.reload_on_change(&self.settings, &self.gate, self.lanes));
+        let serving =
+            Serving { settings: self.settings.clone(), tls: self.tls, gate: self.gate, lanes: self.lanes };
+        let mut reloading = pin!(self.source.reload_on_change(serving, hangups));
         tokio::select! {
             () = shutdown => {}
             () = &mut reloading => {}
@@ -267,74 +286,6 @@ impl Signals {
     }
 }
 
-impl Source {
-    /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
-    async fn reload_on_change(&self, settings: &server::Settings, gate: &Gate, lanes: usize) {
-        let mut watch = Watch::new(self.files.clone());
-        let mut hangups = match signal(SignalKind::hangup()) {
-            Ok(hangups) => Some(hangups),
-            Err(error) => {
-                warn!(%error, "SIGHUP cannot be watched; changed files are noticed all the same");
-                None
-            }
-        };
-        loop {
-            let hangup = async {
-                match &mut hangups {
-                    Some(hangups) => hangups.recv().await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                _ = hangup => {}
-                () = watch.changed() => {}
-            }
-            // Looked at before it is read: what changes meanwhile is noticed as a change.
-            watch = Watch::new(watch.into_files());
-            let files = self.reload(settings, gate, lanes);
-            gate.metrics.reload(files.is_some());
-            if let Some(files) = files {
-                watch.also(files);
-            }
-        }
-    }
-
-    /// Puts the file's configuration in force, or leaves the one that is. The files to watch from now on, if it
-    /// was put in force.
-    fn reload(&self, settings: &server::Settings, gate: &Gate, lanes: usize) -> Option<Vec<PathBuf>> {
-        let config = match Config::load(&self.path) {
-            Ok(config) => config,
-            Err(report) => {
-                for mistake in report.mistakes() {
-                    error!(mistake = %mistake, "the new configuration is wrong");
-                }
-                error!("the configuration was not reloaded: the old one stays in force");
-                return None;
-            }
-        };
-        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
-        let routes = match routes(webhooks, &gate.metrics, lanes) {
-            Ok(routes) => routes,
-            Err(error) => {
-                error!(%error, "the configuration was not reloaded: the old one stays in force");
-                return None;
-            }
-        };
-        for warning in &config.warnings {
-            warn!(warning = %warning, "doubtful configuration");
-        }
-        if config.server != *settings || config.ops != self.ops || config.dedupe != self.dedupe {
-            warn!("changes of [server], [ops] and [dedupe] need a restart");
-        }
-        if let Some(log) = &self.log {
-            log.set_level(&config.log.level);
-        }
-        gate.routes.store(Arc::new(routes));
-        info!("the configuration was reloaded");
-        Some(config.files)
-    }
-}
-
 /// How long the answers of what was cut off may take.
 const CUT: Duration = Duration::from_secs(1);
 
@@ -347,97 +298,6 @@ fn bind(key: &'static str, address: &Address) -> Result<(Listener, Address), Bui
     let (bound, listener) =
         bound.map_err(|source| BuildError::Bind { key, address: address.clone(), source })?;
     Ok((listener, bound))
-}
-
-/// Prepares the webhooks of a configuration.
-fn routes(
-    settings: impl Iterator<Item = route::Settings>,
-    metrics: &Metrics,
-    lanes: usize,
-) -> Result<Routes, BuildError> {
-    let mut platform = None;
-    settings
-        .filter_map(|mut settings| {
-            // Without a queue there is exactly one, which the configuration has made sure of.
-            let destination = settings.destinations.pop()?;
-            Some((settings, destination))
-        })
-        .map(|(settings, destination)| {
-            let tls = towards(&destination, &mut platform).map_err(|source| BuildError::Tls {
-                webhook: settings.name.clone(),
-                destination: destination.name.clone(),
-                source,
-            })?;
-            let handles = metrics.destination(&settings.name, &destination.name);
-            let destination = Destination::new(&destination, &settings.name, tls, handles, lanes);
-            let secrets = settings.verifier.keys().iter().map(|key| key.name());
-            let webhook = Webhook {
-                metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
-                name: settings.name,
-                verifier: settings.verifier,
-                filter: settings.filter,
-                destination,
-            };
-            Ok((settings.path, webhook))
-        })
-        .collect()
-}
-
-/// TLS towards a destination that has it. The platform's roots are read once.
-fn towards(destination: &destination::Settings, platform: &mut Option<Tls>) -> Result<Option<Tls>, TlsError> {
-    match (&destination.target.address, &destination.ca, &platform) {
-        (target::Address::Tcp { tls: true, .. }, Some(ca), _) => Tls::try_new(Some(ca)).map(Some),
-        (target::Address::Tcp { tls: true, .. }, None, Some(known)) => Ok(Some(known.clone())),
-        (target::Address::Tcp { tls: true, .. }, None, None) => {
-            *platform = Some(Tls::try_new(None)?);
-            Ok(platform.clone())
-        }
-        _ => Ok(None),
-    }
-}
-
-/// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its
-/// upstream connections, so lanes share next to nothing.
-fn spawn_lanes(
-    listener: &Listener,
-    tls: Option<&server_tls::Tls>,
-    settings: &server::Settings,
-    gate: &Gate,
-    lanes: usize,
-    drain: &Drain,
-) -> JoinSet<()> {
-    let permits = Arc::new(Semaphore::new(settings.max_connections));
-    let mut tasks = JoinSet::new();
-    for lane in 0..lanes {
-        let listener = match listener.try_clone() {
-            Ok(listener) => listener,
-            Err(error) => {
-                error!(%error, lane, "cannot share the listener with this thread");
-                continue;
-            }
-        };
-        let gate = Gate { lane, ..gate.clone() };
-        let serving =
-            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&permits), gate, drain.clone());
-        if lane == 0 {
-            tasks.spawn(serving);
-            continue;
-        }
-        let (ended, end) = oneshot::channel::<()>();
-        let thread = thread::Builder::new().name(format!("lane-{lane}")).spawn(move || {
-            let _ended = ended;
-            match runtime() {
-                Ok(runtime) => runtime.block_on(serving),
-                Err(error) => error!(%error, lane, "cannot start this thread's runtime"),
-            }
-        });
-        match thread {
-            // It ends when its sender is dropped, at the thread's end.
-            Ok(_thread) => drop(tasks.spawn(async move { drop(end.await) })),
-            Err(error) => error!(%error, lane, "cannot start this thread"),
-        }
-    }
-    tasks
 }
 
 async fn serve<H: Handler>(

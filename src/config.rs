@@ -7,6 +7,7 @@
 //! `file.rs`, `webhook.rs` and `destination.rs` say what the file may say, from its top to its bottom; `reader.rs`
 //! takes it apart and collects the mistakes.
 
+mod certificates;
 mod destination;
 mod file;
 mod origin;
@@ -25,7 +26,9 @@ use std::{
 use toml::de::DeTable;
 
 pub use self::{
+    certificates::IdentityFiles,
     destination::Destination,
+    file::ServerTls,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     report::{Mistake, Place, Report},
     units::{show_duration, show_instant, show_size},
@@ -56,6 +59,8 @@ pub struct Config {
     pub path: PathBuf,
     /// `[server]`.
     pub server: server::Settings,
+    /// `server.tls`. `None`: plain HTTP.
+    pub tls: Option<ServerTls>,
     /// `[ops]`.
     pub ops: ops::Settings,
     /// `[log]`.
@@ -78,7 +83,8 @@ impl Config {
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
         let whole = |text: String| {
-            Report::new(vec![Mistake { file: path.to_owned(), place: None, key: String::new(), text }])
+            let mistake = Mistake { file: path.to_owned(), place: None, key: String::new(), text };
+            Report::new(vec![mistake], vec![path.to_owned()])
         };
         let content = match origin::read_bounded(path, MAX_FILE) {
             Ok(content) => content,
@@ -99,12 +105,8 @@ impl Config {
                 let good = content.get(..error.valid_up_to()).unwrap_or_default();
                 let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
                 let text = "the configuration is not UTF-8; save it as UTF-8".into();
-                Err(Report::new(vec![Mistake {
-                    file: path.to_owned(),
-                    place: Some(place),
-                    key: String::new(),
-                    text,
-                }]))
+                let mistake = Mistake { file: path.to_owned(), place: Some(place), key: String::new(), text };
+                Err(Report::new(vec![mistake], vec![path.to_owned()]))
             }
         }
     }
@@ -134,16 +136,17 @@ impl Config {
                 let at = error.span().map_or(0, |span| span.start);
                 context.mistake(at, "", format_args!("not TOML: {}", error.message()));
             }
-            return Err(Report::new(context.finish().mistakes));
+            let Findings { mistakes, files, .. } = context.finish();
+            return Err(Report::new(mistakes, files));
         }
-        let Settings { server, ops, log, dedupe, webhooks } =
+        let Settings { server, tls, ops, log, dedupe, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
         let Findings { mistakes, mut warnings, files } = context.finish();
         if !mistakes.is_empty() {
-            return Err(Report::new(mistakes));
+            return Err(Report::new(mistakes, files));
         }
         report::sort(&mut warnings);
-        Ok(Self { path: path.to_owned(), server, ops, log, dedupe, webhooks, warnings, files })
+        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, webhooks, warnings, files })
     }
 }
 

@@ -6,6 +6,7 @@ mod body;
 mod connection;
 #[doc(hidden)]
 pub mod framing;
+mod head;
 pub mod receive;
 pub mod rejection;
 pub mod route;

@@ -20,6 +20,7 @@
 //! | [`ingress`] | the accept loop, the request path, refusals |
 //! | [`delivery`] | dispatch, attempt, duplicates, destinations |
 //! | [`upstream`] | the HTTP client |
+//! | [`tls`] | certificates, keys and authorities, for both sides |
 //! | [`ops`] | health, metrics, log |
 //! | [`config`] | the file becomes settings, or a report of its mistakes |
 //! | [`app`] | the service: built, bound, run, drained |
@@ -28,7 +29,8 @@
 //! # Who may import whom
 //!
 //! 1. [`webhook`] imports nothing of ours. Inside it a file imports only files before it on the path.
-//! 2. `ingress::server`, [`upstream`] and [`delivery`]'s stores do I/O and do not import each other.
+//! 2. `ingress::server`, [`upstream`] and [`delivery`]'s stores do I/O and do not import each other. What they share
+//!    is in [`tls`], which imports nothing of ours.
 //! 3. `ingress::receive` and `delivery::dispatch` join them.
 //! 4. Metrics and log are fed by those joints and unknown to [`webhook`].
 //! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
@@ -41,5 +43,6 @@ pub mod config;
 pub mod delivery;
 pub mod ingress;
 pub mod ops;
+pub mod tls;
 pub mod upstream;
 pub mod webhook;

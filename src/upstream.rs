@@ -1,7 +1,7 @@
 //! The client side: one send to an upstream, under one deadline, its answer capped.
 //!
 //! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
-//! connection. Redirects are not followed: a 3xx is no usable answer.
+//! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is no usable answer.
 
 mod connect;
 pub mod target;
@@ -22,9 +22,11 @@ use hyper::{
 };
 use tokio::time::{Instant, timeout_at};
 
+pub use connect::Tls;
 use connect::{Connection, Connector};
-pub use connect::{Tls, TlsError};
 use target::Target;
+
+use crate::tls;
 
 /// The most of an answer's body that is read, in bytes. The rest is not waited for.
 pub const MAX_ANSWER: usize = 64 << 10;
@@ -35,13 +37,17 @@ const MAX_IDLE: usize = 64;
 /// After this long an idle connection is not used again: whoever stands between may have forgotten it.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
 
+/// Older than this, a connection is not used again, however busy it is: its name may point elsewhere by now, and
+/// an upstream that is on its way out may keep it open for as long as it is used.
+const MAX_AGE: Duration = Duration::from_secs(60);
+
 /// One upstream: where it is, and the connections to it that are open.
 #[derive(Debug)]
 pub struct Upstream {
     connector: Connector,
     timeout: Duration,
-    /// Idle connections, last used last. One lane for each thread that sends, since a connection is driven by the
-    /// thread that opened it.
+    /// Idle connections, last used last. One lane for each thread that sends: a connection is driven by the thread
+    /// that opened it, and is cheapest to use from there.
     lanes: Vec<Mutex<Vec<Idle>>>,
 }
 
@@ -91,6 +97,11 @@ impl SendError {
     fn unreachable(error: &dyn Error) -> Self {
         Self::new(Failure::Unreachable, chain(error))
     }
+
+    fn tls(error: &(dyn Error + 'static)) -> Self {
+        let detail = tls::explain(error).unwrap_or_else(|| chain(error));
+        Self::new(Failure::Unreachable, format!("TLS with it does not come about: {detail}"))
+    }
 }
 
 impl fmt::Display for SendError {
@@ -125,6 +136,12 @@ impl Upstream {
     pub fn new(target: Target, tls: Option<Tls>, timeout: Duration, lanes: usize) -> Self {
         let lanes = (0..lanes.max(1)).map(|_| Mutex::default()).collect();
         Self { connector: Connector::new(target, tls), timeout, lanes }
+    }
+
+    /// Whether it was made for this target and this timeout.
+    #[must_use]
+    pub fn is_for(&self, target: &Target, timeout: Duration) -> bool {
+        self.target() == target && self.timeout == timeout
     }
 
     /// Where it is.
@@ -184,12 +201,23 @@ impl Upstream {
         let mut connection = self.connector.connect().await?;
         match connection.send(make()).await {
             Ok(response) => Ok((response, connection)),
+            // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
+            Err(error) if !connection.has_answered() && tls::is_refusal(&error) => {
+                Err(SendError::tls(&error))
+            }
             Err(error) => Err(bad_answer(&error)),
         }
     }
 
-    /// The idle connection that was used last, if there is one that is still open.
-    fn take_idle(&self, lane: usize) -> Option<Connection> {
+    /// An idle connection that is still open: one of the own lane if there is one, since a connection of another
+    /// lane is driven by another thread.
+    fn take_idle(&self, own: usize) -> Option<Connection> {
+        let others = (0..self.lanes.len()).filter(|lane| *lane != own);
+        std::iter::once(own).chain(others).find_map(|lane| self.take_idle_of(lane))
+    }
+
+    /// The idle connection of a lane that was used last, if it is still open.
+    fn take_idle_of(&self, lane: usize) -> Option<Connection> {
         let mut idle = self.lane(lane)?.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(Idle { connection, since }) = idle.pop() {
             if since.elapsed() > MAX_IDLE_TIME {
@@ -197,7 +225,7 @@ impl Upstream {
                 idle.clear();
                 return None;
             }
-            if connection.is_open() {
+            if connection.is_open() && connection.age() < MAX_AGE {
                 return Some(connection);
             }
         }
@@ -253,4 +281,49 @@ async fn read_body(body: &mut Incoming, deadline: Instant) -> (Bytes, bool) {
         }
     }
     (if whole.is_empty() { first } else { whole.freeze() }, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+        task::JoinSet,
+        time::{advance, pause, resume},
+    };
+
+    use super::*;
+
+    /// The clock stands still only while no socket is awaited.
+    #[tokio::test]
+    async fn a_busy_connection_is_replaced_after_a_while() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let (accepted, mut connections) = tokio::sync::mpsc::unbounded_channel();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut open = JoinSet::new();
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                accepted.send(()).unwrap();
+                open.spawn(async move {
+                    while socket.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
+                        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                    }
+                });
+            }
+        });
+        let upstream = Upstream::new(Target::parse(&url).unwrap(), None, Duration::from_secs(20), 1);
+        let mut opened = Vec::new();
+        for _ in 0..5 {
+            let reply = upstream.send(0, || Request::new(Full::default())).await.unwrap();
+            assert_eq!(reply.status, StatusCode::OK);
+            opened.push(std::iter::from_fn(|| connections.try_recv().ok()).count());
+            pause();
+            advance(MAX_AGE / 2 + Duration::from_secs(1)).await;
+            resume();
+        }
+        // Each is used again after half of its time, and no more after the whole.
+        assert_eq!(opened, [1, 0, 1, 0, 1]);
+    }
 }

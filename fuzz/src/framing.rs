@@ -18,15 +18,15 @@ pub fn run(bytes: &[u8]) {
         framing.feed(now);
         rest = later;
     }
-    assert_eq!(framing.is_ambiguous(), whole);
+    assert_eq!(framing.ambiguous_from().is_some(), whole);
 }
 
 fn verdict(size: usize, bytes: &[u8]) -> bool {
     let mut framing = Framing::default();
     for piece in bytes.chunks(size) {
-        let before = framing.is_ambiguous();
+        let before = framing.ambiguous_from().is_some();
         framing.feed(piece);
-        assert!(framing.is_ambiguous() || !before, "forgotten");
+        assert!(framing.ambiguous_from().is_some() || !before, "forgotten");
     }
-    framing.is_ambiguous()
+    framing.ambiguous_from().is_some()
 }

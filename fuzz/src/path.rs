@@ -28,7 +28,7 @@ use hookgate::{
         server::{Settings, serve_connection},
     },
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::target::Target,
+    upstream::{self, target::Target},
     webhook::{
         filter::{Events, Filter, Globs, KindCheck},
         secret::Secret,
@@ -185,15 +185,18 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
                 timeout: destination::Settings::TIMEOUT,
                 headers,
                 ca: None,
+                identity: None,
                 events: None,
             };
             let handles = metrics.destination(name, "stub");
+            let upstream =
+                Arc::new(upstream::Upstream::new(target.clone(), None, destination::Settings::TIMEOUT, 1));
             let webhook = Webhook {
                 name: (*name).into(),
                 metrics: metrics.webhook(name, labels(), keys.iter().map(Key::name)),
                 verifier: Verifier::new(keys),
                 filter,
-                destination: Destination::new(&destination, name, None, handles, 1),
+                destination: Destination::new(&destination, name, upstream, handles),
             };
             ((*path).into(), webhook)
         })

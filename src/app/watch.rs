@@ -22,8 +22,8 @@ pub(super) struct Watch {
     seen: Vec<Look>,
 }
 
-/// What of a file changes with its content: device, inode, size, and both times in nanoseconds.
-/// `None`: it is not there, or may not be looked at.
+/// What of a file changes with its content: device, inode, size, and both times in nanoseconds. Of a pipe or a device
+/// only the first two: reading alone changes the rest. `None`: it is not there, or may not be looked at.
 type Look = Option<[i128; 5]>;
 
 impl Watch {
@@ -32,18 +32,27 @@ impl Watch {
         Self { files, seen }
     }
 
-    pub(super) fn into_files(self) -> Vec<PathBuf> {
-        self.files
+    pub(super) fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
-    /// Watches other files from now on. Those that were watched already keep their last look.
-    pub(super) fn also(&mut self, files: Vec<PathBuf>) {
-        let seen = files.iter().map(|file| match self.files.iter().position(|known| known == file) {
-            Some(at) => self.seen.get(at).copied().flatten(),
-            None => look_at(file),
-        });
-        self.seen = seen.collect();
-        self.files = files;
+    /// Whether the files look as they did, and all of these are among them.
+    pub(super) fn stood_still(&self, files: &[PathBuf]) -> bool {
+        files.iter().all(|file| self.files.contains(file)) && look(&self.files) == self.seen
+    }
+
+    /// Its files and these.
+    pub(super) fn and(self, others: &[PathBuf]) -> Vec<PathBuf> {
+        let mut files = self.files;
+        let new: Vec<_> = others.iter().filter(|other| !files.contains(other)).cloned().collect();
+        files.extend(new);
+        files
+    }
+
+    /// Watches only these of its files from now on. They keep their last look.
+    pub(super) fn only(&mut self, files: &[PathBuf]) {
+        let old = std::mem::take(&mut self.files).into_iter().zip(std::mem::take(&mut self.seen));
+        (self.files, self.seen) = old.filter(|(file, _)| files.contains(file)).unzip();
     }
 
     /// Waits until the files have changed, and have not changed again for a second: whoever writes them may not
@@ -74,6 +83,9 @@ fn look(files: &[PathBuf]) -> Vec<Look> {
 fn look_at(file: &Path) -> Look {
     let time = |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
     let meta = fs::metadata(file).ok()?;
+    if !meta.is_file() {
+        return Some([meta.dev().into(), meta.ino().into(), 0, 0, 0]);
+    }
     Some([
         meta.dev().into(),
         meta.ino().into(),
@@ -81,4 +93,75 @@ fn look_at(file: &Path) -> Look {
         time(meta.mtime(), meta.mtime_nsec()),
         time(meta.ctime(), meta.ctime_nsec()),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("hookgate-watch-{}-{name}", std::process::id()));
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.0));
+        }
+    }
+
+    #[test]
+    fn what_is_replaced_deleted_or_not_looked_at_did_not_stand_still() {
+        let folder = Folder::new("files");
+        let (one, two) = (folder.0.join("one"), folder.0.join("two"));
+        fs::write(&one, "1").unwrap();
+        let both = vec![one.clone(), two.clone()];
+        let watch = Watch::new(both.clone());
+        assert!(watch.stood_still(&both));
+        assert!(watch.stood_still(&both[..1]));
+        assert!(!watch.stood_still(&[folder.0.join("three")]));
+        // It appears.
+        fs::write(&two, "2").unwrap();
+        assert!(!watch.stood_still(&both));
+        // It is replaced by one of the same size.
+        let watch = Watch::new(both.clone());
+        fs::write(folder.0.join("new"), "3").unwrap();
+        fs::rename(folder.0.join("new"), &two).unwrap();
+        assert!(!watch.stood_still(&both));
+        let watch = Watch::new(both.clone());
+        fs::remove_file(&one).unwrap();
+        assert!(!watch.stood_still(&both));
+    }
+
+    #[test]
+    fn a_link_in_the_middle_of_a_path_is_followed() {
+        let folder = Folder::new("links");
+        for version in ["..1", "..2"] {
+            fs::create_dir(folder.0.join(version)).unwrap();
+            fs::write(folder.0.join(version).join("secret"), "same").unwrap();
+        }
+        symlink("..1", folder.0.join("..data")).unwrap();
+        symlink("..data/secret", folder.0.join("secret")).unwrap();
+        let files = vec![folder.0.join("secret")];
+        let watch = Watch::new(files.clone());
+        symlink("..2", folder.0.join("..tmp")).unwrap();
+        fs::rename(folder.0.join("..tmp"), folder.0.join("..data")).unwrap();
+        assert!(!watch.stood_still(&files));
+    }
+
+    #[test]
+    fn files_are_added_once_and_left_out_with_their_looks() {
+        let files: Vec<_> = ["/a", "/b"].map(PathBuf::from).into();
+        let mut watch = Watch::new(files.clone());
+        watch.only(&[PathBuf::from("/b"), PathBuf::from("/c")]);
+        assert_eq!((watch.files(), watch.seen.len()), (&files[1..], 1));
+        assert_eq!(watch.and(&files), ["/b", "/a"].map(PathBuf::from));
+    }
 }

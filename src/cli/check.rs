@@ -11,7 +11,7 @@ use std::{
 
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
-    config::{Config, Destination, Origin, Webhook, show_duration, show_instant, show_size},
+    config::{Config, Destination, IdentityFiles, Origin, Webhook, show_duration, show_instant, show_size},
     delivery::destination,
     ops::log,
     webhook::{
@@ -51,7 +51,13 @@ impl Display for Description<'_> {
         let Self(config) = self;
         let server = &config.server;
         writeln!(f, "{} is good. What it means:\n", config.path.display())?;
-        line(f, 0, "deliveries", format_args!("taken at {}, without TLS", server.listen))?;
+        match &config.tls {
+            None => line(f, 0, "deliveries", format_args!("taken at {}, without TLS", server.listen))?,
+            Some(tls) => {
+                line(f, 0, "deliveries", format_args!("taken at {}, with TLS 1.2 or 1.3", server.listen))?;
+                line(f, 0, "certificate", Files(&tls.files))?;
+            }
+        }
         line(f, 0, "health", format_args!("and metrics at {}", config.ops.listen))?;
         line(
             f,
@@ -160,6 +166,9 @@ fn describe_destination(
     if let Some(ca) = &told.ca {
         line(f, 2, "trust", format_args!("the certificates in {}, not the platform's", ca.display()))?;
     }
+    if let Some(files) = &told.identity {
+        line(f, 2, "identity", Files(files))?;
+    }
     match &settings.events {
         Some(events) => describe_events(f, 2, events),
         None => line(f, 2, "events", "all of the webhook's"),
@@ -223,6 +232,16 @@ fn line(f: &mut Formatter<'_>, depth: usize, label: &str, text: impl Display) ->
 
 fn size(bytes: usize) -> String {
     u64::try_from(bytes).map_or_else(|_| bytes.to_string(), show_size)
+}
+
+/// A certificate by its files.
+struct Files<'i>(&'i IdentityFiles);
+
+impl Display for Files<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self(IdentityFiles { cert, key }) = self;
+        write!(f, "{}, with the key {}", cert.display(), key.display())
+    }
 }
 
 /// A secret by its name.

@@ -3,13 +3,12 @@
 //! It is not the client that forwards deliveries (that is [`crate::upstream`]): it keeps no connections and shows
 //! every answer as it came, a redirect too.
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, StatusCode, Version, body::Incoming, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -18,7 +17,10 @@ use tokio::{
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use crate::upstream::target::{Address, Target};
+use crate::{
+    tls::{self, Authorities},
+    upstream::target::{Address, Target},
+};
 
 /// How much of an answer's body is kept.
 const MAX_BODY: usize = 64 << 10;
@@ -53,11 +55,11 @@ pub(super) enum ClientError {
     NoAnswer { to: String, source: hyper::Error },
     #[error("{to} did not answer within {limit:?}")]
     Timeout { to: String, limit: Duration },
-    #[error("TLS with {to} does not come about: {source}")]
-    Tls { to: String, source: io::Error },
+    #[error("TLS with {to} does not come about: {reason}")]
+    Tls { to: String, reason: String },
 }
 
-/// Sends one request and takes the answer.
+/// Sends one request and takes the answer. For https, `trust` stands in for the platform's authorities.
 ///
 /// # Errors
 ///
@@ -66,6 +68,7 @@ pub(super) async fn exchange(
     target: &Target,
     mut request: Request<Full<Bytes>>,
     limit: Duration,
+    trust: Option<&Authorities>,
 ) -> Result<Answer, ClientError> {
     let deadline = Instant::now() + limit;
     let late = || ClientError::Timeout { to: place(&target.address), limit };
@@ -74,7 +77,7 @@ pub(super) async fn exchange(
         request.headers_mut().insert(HOST, target.host.clone());
     }
 
-    let stream = timeout_at(deadline, connect(&target.address)).await.map_err(|_elapsed| late())??;
+    let stream = timeout_at(deadline, connect(&target.address, trust)).await.map_err(|_elapsed| late())??;
     let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
@@ -117,7 +120,7 @@ async fn read(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) {
     }
 }
 
-async fn connect(address: &Address) -> Result<Box<dyn Stream>, ClientError> {
+async fn connect(address: &Address, trust: Option<&Authorities>) -> Result<Box<dyn Stream>, ClientError> {
     let refused = |source| ClientError::Connect { to: place(address), source };
     match address {
         Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
@@ -126,23 +129,26 @@ async fn connect(address: &Address) -> Result<Box<dyn Stream>, ClientError> {
             if !*tls {
                 return Ok(Box::new(stream));
             }
-            let secured = secure(host, stream).await;
-            Ok(Box::new(secured.map_err(|source| ClientError::Tls { to: place(address), source })?))
+            let secured = secure(host, stream, trust).await;
+            Ok(Box::new(secured.map_err(|reason| ClientError::Tls { to: place(address), reason })?))
         }
     }
 }
 
-/// TLS that trusts the platform's authorities.
-async fn secure(host: &str, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
-    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+/// TLS that trusts these authorities, or without them the platform's.
+async fn secure(
+    host: &str,
+    stream: TcpStream,
+    trust: Option<&Authorities>,
+) -> Result<TlsStream<TcpStream>, String> {
+    let config = match trust {
+        Some(trust) => tls::client(trust, None),
+        None => tls::client(&Authorities::platform().map_err(|error| error.to_string())?, None),
+    };
+    let config = config.map_err(|error| error.to_string())?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+    let secured = TlsConnector::from(config).connect(name, stream).await;
+    secured.map_err(|error| tls::explain(&error).unwrap_or_else(|| error.to_string()))
 }
 
 /// An address for people.
@@ -189,7 +195,7 @@ mod tests {
             String::from_utf8(asked).unwrap()
         });
         let request = Request::new(Full::new(Bytes::new()));
-        let answered = crate::app::runtime().unwrap().block_on(exchange(&target, request, limit));
+        let answered = crate::app::runtime().unwrap().block_on(exchange(&target, request, limit, None));
         let asked = server.join().unwrap();
         assert!(asked.starts_with("GET /x HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains("Host: 127.0.0.1:"), "{asked}");

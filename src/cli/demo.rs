@@ -24,6 +24,7 @@ use tokio::{
         oneshot,
     },
 };
+use zeroize::Zeroizing;
 
 use self::{
     keep::Files,
@@ -41,7 +42,7 @@ use crate::{
     config::{self, Config},
     delivery::{dedupe, destination},
     ingress::{route, server},
-    ops,
+    ops, tls,
     upstream::target::Target,
     webhook::{
         filter::{Events, Filter, KindCheck},
@@ -170,7 +171,7 @@ async fn send_step(target: &Target, step: &Step) -> Result<Answer, Failure> {
     let id = step.id.map_or_else(send::random_id, HeaderValue::from_static);
     let kind = HeaderValue::from_static(step.kind);
     let request = send::delivery(step.body.clone(), id, kind, step.signature.as_deref());
-    client::exchange(target, request, LIMIT).await.map_err(|error| Failure::Failed(error.to_string()))
+    client::exchange(target, request, LIMIT, None).await.map_err(|error| Failure::Failed(error.to_string()))
 }
 
 /// What became of a step.
@@ -272,6 +273,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         timeout: LIMIT,
         headers: HeaderMap::new(),
         ca: None,
+        identity: None,
         events: None,
     };
     let settings = route::Settings {
@@ -299,6 +301,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Ok(Config {
         server: server::Settings { listen: server::Address::Tcp(loopback), ..server::Settings::default() },
+        tls: None,
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),
         dedupe: dedupe::Settings::default(),
@@ -311,13 +314,10 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
 
 /// A secret of 32 random bytes, as text.
 fn random_secret() -> Result<Secret, Failure> {
-    let mut bytes = [0; 32];
+    let mut bytes = Zeroizing::new([0; 32]);
     let failed = || Failure::Failed("the system gives no random bytes".into());
-    rustls::crypto::ring::default_provider()
-        .secure_random
-        .fill(&mut bytes)
-        .map_err(|_nothing_more| failed())?;
-    Secret::try_new(hex::encode(bytes).into_bytes(), false).map_err(|_impossible| failed())
+    tls::provider().secure_random.fill(&mut *bytes).map_err(|_nothing_more| failed())?;
+    Secret::try_new(hex::encode(*bytes).into_bytes(), false).map_err(|_impossible| failed())
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         target.request = Uri::from_static("/readyz");
     }
     let answer = block_on(async {
-        let answer = client::exchange(&target, Request::new(Full::new(Bytes::new())), LIMIT).await;
+        let answer = client::exchange(&target, Request::new(Full::new(Bytes::new())), LIMIT, None).await;
         answer.map_err(|error| Failure::Failed(format!("not ready: {error}")))
     })?;
     let said = printable(&answer.body, true);

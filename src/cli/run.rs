@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use tracing::{subscriber, warn};
+use tracing::{debug, subscriber, warn};
 
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
@@ -33,6 +33,8 @@ pub(super) struct Args {
 
 /// Serves.
 pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    // Before the first secret is read.
+    let private = app::forbid_dumps();
     let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
@@ -44,12 +46,16 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
     let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
+    match private {
+        Ok(()) => debug!("core dumps are off, and only root can trace this process or read its environment"),
+        Err(error) => warn!(%error, "core dumps cannot be turned off: one would hold the secrets"),
+    }
     for warning in &config.warnings {
         warn!(%warning, "doubtful configuration");
     }
     let app = App::build(config, Some(control)).map_err(|error| match error {
-        BuildError::Bind { .. } => Failure::Failed(error.to_string()),
-        BuildError::Tls { .. } => Failure::Usage(error.to_string()),
+        BuildError::Bind { .. } | BuildError::Tls(_) => Failure::Failed(error.to_string()),
+        BuildError::NoRoots { .. } => Failure::Usage(error.to_string()),
     });
     let drained = app.map(|app| runtime.block_on(app.run(shutdown, now)));
     flush.finish();

@@ -1,6 +1,10 @@
 //! `hookgate send`: a sample delivery as Pulumi would send it, or a body of one's own, posted to any URL.
 
-use std::{io::Write, path::PathBuf, time::Duration};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -18,7 +22,8 @@ use super::{
     output::{Out, printable},
 };
 use crate::{
-    upstream::target::{Target, TargetError},
+    tls::Authorities,
+    upstream::target::{Address, Target, TargetError},
     webhook::{
         event::{EVENTS, Event, Group, Kind},
         headers, signature,
@@ -31,6 +36,8 @@ Examples:
       --url http://127.0.0.1:8080/webhooks/pulumi
   hookgate send --body delivery.json --kind environment --secret-env WEBHOOK_SECRET \\
       --url https://hooks.example.com/pulumi
+  hookgate send --event environment_created --secret-file secret.txt --ca ca.pem \\
+      --url https://127.0.0.1:8443/webhooks/pulumi
   hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi
 
 It prints what was sent and the answer; the last of these has to be refused.
@@ -69,6 +76,9 @@ pub(super) struct Args {
     /// A further header, or one that replaces what would be sent; may be given again
     #[arg(long = "header", value_name = "NAME: VALUE", value_parser = header)]
     headers: Vec<(HeaderName, HeaderValue)>,
+    /// https: a PEM file with the authorities to trust instead of the platform's
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// How long to wait for the answer, e.g. 500ms or 10s
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = input::duration)]
     timeout: Duration,
@@ -95,6 +105,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         (None, None) => return Err(Failure::Usage("no kind: give --kind KIND with --body".into())),
     };
     let id = args.id.clone().unwrap_or_else(random_id);
+    let trust = args.ca.as_deref().map(|ca| authorities(ca, &args.url.target)).transpose()?;
     let signature =
         source.map(|source| source.secret()).transpose()?.map(|secret| signature::sign(&secret, &body));
 
@@ -102,11 +113,21 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     replace(request.headers_mut(), &args.headers);
     describe(args, &request, out)?;
     let answer = block_on(async {
-        let answer = client::exchange(&args.url.target, request, args.timeout).await;
+        let answer = client::exchange(&args.url.target, request, args.timeout, trust.as_ref()).await;
         answer.map_err(|error| Failure::Failed(error.to_string()))
     })?;
     show(&answer, out)?;
     Ok(if answer.status.is_success() { Ended::Well } else { Ended::Badly })
+}
+
+/// The authorities in the file of `--ca`.
+fn authorities(ca: &Path, target: &Target) -> Result<Authorities, Failure> {
+    if !matches!(target.address, Address::Tcp { tls: true, .. }) {
+        return Err(Failure::Usage("--ca is for https only, and this URL is none".into()));
+    }
+    let wrong = |what: &dyn std::fmt::Display| Failure::Usage(format!("--ca {}: {what}", ca.display()));
+    let pem = std::fs::read(ca).map_err(|error| wrong(&error))?;
+    Authorities::parse(&pem).map_err(|error| wrong(&error))
 }
 
 /// A request as Pulumi makes it.

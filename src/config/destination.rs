@@ -1,16 +1,14 @@
 //! What `[[webhook.destination]]` may say.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
+use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
 
 use super::{
+    certificates::{IdentityFiles, authorities, identity},
     file::{LONGEST, label, unix_path_mistake},
-    origin::{Source, header_value, read_bounded},
+    origin::{Source, header_value},
     reader::{Item, Table},
     webhook::{Taken, events, name_of, tables},
 };
@@ -27,6 +25,8 @@ pub struct Destination {
     pub url: String,
     /// Where the trusted certificates come from.
     pub ca: Option<PathBuf>,
+    /// Where the client certificate and its key come from.
+    pub identity: Option<IdentityFiles>,
     /// The names of the configured headers, as written, and where their values come from.
     pub headers: Vec<(String, Source)>,
 }
@@ -67,7 +67,8 @@ fn destination(
     let timeout =
         table.read("timeout", Settings::TIMEOUT, |item| item.duration(Duration::from_millis(1)..=LONGEST));
     let (headers, sources) = table.take("headers").map(headers).unwrap_or_default();
-    let ca = table.take("ca").and_then(|item| ca(&item, url.as_ref().map(|(_, target)| target)));
+    let ca = https_only(&mut table, "ca", url.as_ref()).and_then(|item| authorities(&item));
+    let identity = https_only(&mut table, "identity", url.as_ref()).and_then(identity);
     let events = table.take("events").and_then(|item| {
         let events = events(&item, scope)?;
         if wanted.is_some_and(|wanted| !wanted.overlap(&events)) {
@@ -77,15 +78,14 @@ fn destination(
         }
         Some(events)
     });
-    table.refuse("identity", "is not built yet: remove it; a client certificate towards the upstream is the job of a proxy beside it until then",
-    );
     table.finish();
 
     let (url, target) = url?;
     let (ca_file, ca) = ca.unzip();
+    let (identity, identity_files) = identity.unzip();
     Some((
-        Settings { name, target, format, timeout, headers, ca, events },
-        Destination { url, ca: ca_file, headers: sources },
+        Settings { name, target, format, timeout, headers, ca, identity, events },
+        Destination { url, ca: ca_file, identity: identity_files, headers: sources },
     ))
 }
 
@@ -154,7 +154,8 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
             Some(_) => {}
         }
         let Some((bytes, source)) = header_value(item) else { continue };
-        let Ok(mut value) = HeaderValue::from_bytes(&bytes) else {
+        // The header keeps these bytes themselves, which are cleared when its last copy is dropped.
+        let Ok(mut value) = HeaderValue::from_maybe_shared(Bytes::from_owner(bytes)) else {
             context.mistake(
                 at,
                 &key,
@@ -171,40 +172,16 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
     (headers, sources)
 }
 
-/// The file of certificates to trust, and its content.
-fn ca(item: &Item<'_>, target: Option<&Target>) -> Option<(PathBuf, Vec<u8>)> {
-    /// Certificates of every public authority together have a quarter of this.
-    const MAX_CA: usize = 1 << 20;
-
-    let path = Path::new(item.text("a path in quotes")?);
-    if let Some(Target { address: Address::Tcp { tls: false, .. } | Address::Unix(_), .. }) = target {
+/// Takes a key that is for https only.
+fn https_only<'c>(
+    table: &mut Table<'c>,
+    name: &'static str,
+    url: Option<&(String, Target)>,
+) -> Option<Item<'c>> {
+    let item = table.take(name)?;
+    if let Some((_, Target { address: Address::Tcp { tls: false, .. } | Address::Unix(_), .. })) = url {
         item.mistake("is for https only, and this URL is none: remove it, or write https://");
         return None;
     }
-    item.context.name_file(path);
-    let content = match read_bounded(path, MAX_CA) {
-        Ok(content) => content.to_vec(),
-        Err(error) => {
-            item.mistake(format_args!("{error}; put the PEM certificates of the authorities to trust there"));
-            return None;
-        }
-    };
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&content).collect();
-    match certificates {
-        Ok(found) if !found.is_empty() => Some((path.to_owned(), content)),
-        Ok(_) => {
-            item.mistake(format_args!(
-                "{} holds no certificate: it has to be in PEM, with -----BEGIN CERTIFICATE-----",
-                path.display()
-            ));
-            None
-        }
-        Err(_) => {
-            item.mistake(format_args!(
-                "{} is not whole: it has to be PEM certificates, each from BEGIN to END",
-                path.display()
-            ));
-            None
-        }
-    }
+    Some(item)
 }

@@ -12,6 +12,7 @@ use std::{
 use tracing_subscriber::EnvFilter;
 
 use super::{
+    certificates::{IdentityFiles, identity},
     reader::{Item, Table, nearest},
     webhook::{Webhook, webhooks},
 };
@@ -19,11 +20,22 @@ use crate::{
     delivery::dedupe,
     ingress::server::{self, Address},
     ops::{self, log},
+    tls::Identity,
 };
+
+/// The certificate that senders see.
+#[derive(Debug, Clone)]
+pub struct ServerTls {
+    /// Certificate and key.
+    pub identity: Identity,
+    /// Where they come from.
+    pub files: IdentityFiles,
+}
 
 /// Everything that a file says.
 pub(super) struct Settings {
     pub(super) server: server::Settings,
+    pub(super) tls: Option<ServerTls>,
     pub(super) ops: ops::Settings,
     pub(super) log: log::Settings,
     pub(super) dedupe: dedupe::Settings,
@@ -34,7 +46,7 @@ impl Settings {
     /// Reads the whole file. What is wrong is noted, and the default stands in for it.
     pub(super) fn read(mut root: Table<'_>) -> Self {
         let before = root.context.mistakes();
-        let server = section(&mut root, "server").map(server).unwrap_or_default();
+        let (server, tls) = section(&mut root, "server").map(server).unwrap_or_default();
         let ops = section(&mut root, "ops").map(ops).unwrap_or_default();
         if root.context.mistakes() == before {
             check_listeners(&root, &server.listen, ops.listen);
@@ -56,7 +68,7 @@ impl Settings {
         let queued = root.find("queue").is_some();
         let webhooks = webhooks(&mut root, queued);
         root.finish();
-        Self { server, ops, log, dedupe, webhooks }
+        Self { server, tls, ops, log, dedupe, webhooks }
     }
 }
 
@@ -69,7 +81,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// No wait is longer: what takes a day is stuck.
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-fn server(mut table: Table<'_>) -> server::Settings {
+fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
     const MAX_BODY: usize = 1 << 30;
     // The arithmetic of permits needs room above it, also where a word has 32 bits.
     const MAX_INFLIGHT: usize = usize::MAX >> 4;
@@ -92,10 +104,6 @@ fn server(mut table: Table<'_>) -> server::Settings {
         drain_timeout: table
             .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
     };
-    table.refuse(
-        "tls",
-        "is not built yet: remove it; TLS towards the world is the job of an ingress in front until then",
-    );
     if table.context.mistakes() == before && settings.max_inflight_bytes < settings.max_body {
         let text = "is below `max_body`, so that the longest body would never be let in: raise it, or lower `max_body`";
         match table.find("max_inflight_bytes").or_else(|| table.find("max_body")) {
@@ -103,8 +111,9 @@ fn server(mut table: Table<'_>) -> server::Settings {
             None => table.mistake(text),
         }
     }
+    let tls = table.take("tls").and_then(identity).map(|(identity, files)| ServerTls { identity, files });
     table.finish();
-    settings
+    (settings, tls)
 }
 
 fn ops(mut table: Table<'_>) -> ops::Settings {

@@ -167,8 +167,8 @@ impl Source {
     }
 }
 
-/// Whoever may write a secret file chooses what hookgate believes.
-fn warn_of_writers(item: &Item<'_>, path: &Path) {
+/// Whoever may write a file of secrets, keys or authorities chooses what hookgate believes.
+pub(super) fn warn_of_writers(item: &Item<'_>, path: &Path) {
     let Ok(metadata) = path.metadata() else { return };
     let mode = metadata.permissions().mode() & 0o777;
     if metadata.is_file() && mode & 0o022 != 0 {

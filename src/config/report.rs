@@ -70,13 +70,20 @@ fn write_plain(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     mistakes: Vec<Mistake>,
+    files: Vec<PathBuf>,
 }
 
 impl Report {
-    /// Takes mistakes in any order.
-    pub(super) fn new(mut mistakes: Vec<Mistake>) -> Self {
+    /// Takes mistakes in any order, and the files that the configuration names.
+    pub(super) fn new(mut mistakes: Vec<Mistake>, files: Vec<PathBuf>) -> Self {
         sort(&mut mistakes);
-        Self { mistakes }
+        Self { mistakes, files }
+    }
+
+    /// Every file that the configuration names as far as it could be read: one of them may be what is wrong.
+    #[must_use]
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The mistakes, in the order of the file. Never empty.

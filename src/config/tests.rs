@@ -75,7 +75,7 @@ fn every_invalid_file_is_reported_as_stands_beside_it() {
         assert_eq!(report, expected, "{}", path.display());
         assert!(!SECRETS.iter().any(|secret| report.contains(secret)), "{report}");
     }
-    assert_eq!(files.len(), 18);
+    assert_eq!(files.len(), 19);
 }
 
 #[test]
@@ -168,10 +168,11 @@ fn every_key_is_read() {
         assert_eq!(found, HeaderValue::from_static(value));
         assert!(found.is_sensitive(), "{name}");
     }
-    assert!(destination.ca.as_ref().unwrap().starts_with(b"-----BEGIN CERTIFICATE-----"));
+    assert!(destination.ca.is_some() && destination.identity.is_some() && config.tls.is_some());
     assert_eq!(destination.events.as_ref().unwrap().filters().count(), 1);
 
-    let named = ["secret", "authorization", "ca.pem"].map(|name| Path::new(FOLDER).join("files").join(name));
+    let named = ["server.crt", "server.key", "secret", "authorization", "ca.pem"]
+        .map(|name| Path::new(FOLDER).join("files").join(name));
     assert_eq!(config.files, [&[path][..], &named].concat());
     // Nothing that a debugger or a log prints repeats a secret.
     let printed = format!("{config:?}");
@@ -299,6 +300,35 @@ fn files_that_others_may_write_are_warned_of() {
 }
 
 #[test]
+fn private_keys_that_everybody_may_read_are_warned_of() {
+    let folder = Folder::new("readers");
+    let [cert, key] = ["server.crt", "server.key"].map(|name| {
+        let content = fs::read(Path::new(FOLDER).join("files").join(name)).unwrap();
+        folder.write(name, &content, 0o600)
+    });
+    let tls = |cert: &Path| format!("server.tls = {{ cert = {cert:?}, key = {key:?} }}");
+    for (mode, words) in [
+        (0o600, &[][..]),
+        (0o440, &[]),
+        (0o644, &["chmod o-r"]),
+        (0o620, &["chmod go-w"]),
+        (0o666, &["chmod go-w", "chmod o-r"]),
+    ] {
+        fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
+        let config = parse(&with(&tls(&cert))).unwrap();
+        let told: Vec<_> = config.warnings.iter().map(|warning| warning.text.as_str()).collect();
+        assert_eq!(told.len(), words.len(), "{mode:o} {told:?}");
+        assert!(told.iter().zip(words).all(|(told, word)| told.contains(word)), "{mode:o} {told:?}");
+        assert!(config.warnings.iter().all(|warning| warning.key == "server.tls.key"));
+        assert_eq!(config.files, [Path::new("hookgate.toml"), &cert, &key]);
+    }
+    // The key is no certificate, and nothing of it is repeated.
+    let told = mistakes(&with(&tls(&key)));
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("server.tls.cert: ") && told[0].contains("holds no certificate"), "{told:?}");
+}
+
+#[test]
 fn secrets_are_read_as_they_are() {
     let folder = Folder::new("secrets");
     let path = folder.write("s", b" \xff0123456789abcdef \r\n", 0o600);
@@ -349,7 +379,7 @@ fn no_key_takes_a_value_of_another_type() {
             assert!(report.mistakes().iter().any(place), "{key} = {value}: {report}");
         }
     }
-    assert_eq!(keys, 29);
+    assert_eq!(keys, 31);
 }
 
 /// `config.example.toml` holds every optional key as `#key = default`.

@@ -1,18 +1,19 @@
 //! Where a webhook's deliveries go, and in what form.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
     Method, Request,
-    header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 
 use crate::{
     ops::metrics::ForDestination,
-    upstream::{Tls, Upstream, target::Target},
-    webhook::{filter::Events, headers},
+    tls::{Authorities, Identity},
+    upstream::{Upstream, target::Target},
+    webhook::{filter::Events, headers, payload::Delivery},
 };
 
 /// One configured `[[webhook.destination]]`.
@@ -28,8 +29,10 @@ pub struct Settings {
     pub timeout: Duration,
     /// Headers that are added, on top of hookgate's own. Values are marked sensitive.
     pub headers: HeaderMap,
-    /// https: PEM certificates of the authorities to trust instead of the platform's.
-    pub ca: Option<Vec<u8>>,
+    /// https: the authorities to trust instead of the platform's.
+    pub ca: Option<Authorities>,
+    /// https: the client certificate that hookgate presents.
+    pub identity: Option<Identity>,
     /// Narrows the webhook's events. `None`: all of them.
     pub events: Option<Events>,
 }
@@ -76,11 +79,10 @@ pub struct Destination {
     /// Labels logs.
     pub name: String,
     /// Where its requests go.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// What it counts.
     pub metrics: ForDestination,
-    /// Narrows the webhook's events.
-    pub events: Option<Events>,
+    events: Option<Events>,
     format: Format,
     /// The headers that are the same in every request.
     headers: HeaderMap,
@@ -108,16 +110,17 @@ pub struct Parcel {
 }
 
 impl Destination {
-    /// A destination of the webhook named `webhook`. `lanes`: see [`Upstream::new`].
+    /// A destination of the webhook named `webhook`. `upstream` is that of its settings.
     #[must_use]
-    pub fn new(
-        settings: &Settings,
-        webhook: &str,
-        tls: Option<Tls>,
-        metrics: ForDestination,
-        lanes: usize,
-    ) -> Self {
-        let mut headers = settings.headers.clone();
+    pub fn new(settings: &Settings, webhook: &str, upstream: Arc<Upstream>, metrics: ForDestination) -> Self {
+        let mut headers = HeaderMap::with_capacity(HEADERS + settings.headers.len());
+        // Every name is there from the start: a request replaces values, and the map never grows.
+        for name in
+            [CONTENT_LENGTH, CONTENT_TYPE, ID, KIND, SIGNATURE, EVENT, KIND_VERIFIED, ATTEMPT, TRACEPARENT]
+        {
+            headers.insert(name, HeaderValue::from_static(""));
+        }
+        headers.extend(settings.headers.clone());
         headers.insert(HOST, settings.target.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
         if let Ok(name) = HeaderValue::from_str(webhook) {
@@ -125,12 +128,18 @@ impl Destination {
         }
         Self {
             name: settings.name.clone(),
-            upstream: Upstream::new(settings.target.clone(), tls, settings.timeout, lanes),
+            upstream,
             metrics,
             events: settings.events.clone(),
             format: settings.format,
             headers,
         }
+    }
+
+    /// Whether a delivery that the webhook wants is for this destination.
+    #[must_use]
+    pub fn wants(&self, delivery: &Delivery<'_>) -> bool {
+        self.events.as_ref().is_none_or(|events| events.contain(delivery))
     }
 
     /// The request of attempt number `attempt` (from 1).
@@ -149,17 +158,21 @@ impl Destination {
         *request.uri_mut() = self.upstream.target().request.clone();
         let headers = request.headers_mut();
         headers.clone_from(&self.headers);
+        headers.insert(CONTENT_LENGTH, parcel.body.len().into());
         headers.insert(CONTENT_TYPE, parcel.content_type.clone());
         headers.insert(ID, parcel.id.clone());
         headers.insert(KIND, parcel.kind.clone());
         headers.insert(SIGNATURE, parcel.signature.clone());
         headers.insert(EVENT, parcel.event.clone());
         headers.insert(KIND_VERIFIED, HeaderValue::from_static(verified));
-        headers.insert(ATTEMPT, HeaderValue::from(attempt));
+        headers.insert(ATTEMPT, if attempt == 1 { HeaderValue::from_static("1") } else { attempt.into() });
         headers.insert(TRACEPARENT, parcel.traceparent.clone());
         request
     }
 }
+
+/// How many headers hookgate sets itself.
+const HEADERS: usize = 12;
 
 const AGENT: &str = concat!("hookgate/", env!("CARGO_PKG_VERSION"));
 const ID: HeaderName = HeaderName::from_static(headers::ID);

@@ -94,18 +94,13 @@ pub(super) async fn read(
     if !budget.has_room_for(announced.unwrap_or_default()) {
         return Err(Rejection::Overloaded.because("bodies being held are at `max_inflight_bytes`"));
     }
-    match timeout(deadline, collect(&mut body, announced, max, budget)).await {
+    match timeout(deadline, collect(&mut body, max, budget)).await {
         Ok(read) => read,
         Err(_) => Err(Rejection::Timeout.because("the body was not complete within `body_timeout`")),
     }
 }
 
-async fn collect(
-    body: &mut Incoming,
-    announced: Option<usize>,
-    max: usize,
-    budget: &Budget,
-) -> Result<Held, Refusal> {
+async fn collect(body: &mut Incoming, max: usize, budget: &Budget) -> Result<Held, Refusal> {
     let mut share = budget.share();
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
@@ -127,7 +122,8 @@ async fn collect(
             first = data;
         } else {
             if whole.is_empty() {
-                whole.reserve(announced.unwrap_or(length));
+                // Room for what came, not for what was announced: announcing costs a sender nothing.
+                whole.reserve(length);
                 whole.extend_from_slice(&std::mem::take(&mut first));
             }
             whole.extend_from_slice(&data);

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,16 +17,22 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::Semaphore,
     time::{Instant, Sleep, sleep_until},
 };
 
 use super::{framing::Framing, server::Settings};
 
 /// What the requests of a connection and its socket tell each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Shared {
+    /// What is left of the connections that may be open.
+    permits: Arc<Semaphore>,
     phase: AtomicU8,
-    ambiguous: AtomicBool,
+    /// Requests that have begun.
+    requests: AtomicU64,
+    /// The first request whose head can be read in two ways, counted from 1.
+    ambiguous: AtomicU64,
     unread: AtomicBool,
     closing: AtomicBool,
     cut: AtomicBool,
@@ -48,6 +54,18 @@ enum Phase {
 }
 
 impl Shared {
+    pub(super) fn new(permits: Arc<Semaphore>) -> Self {
+        Self {
+            permits,
+            phase: AtomicU8::default(),
+            requests: AtomicU64::default(),
+            ambiguous: AtomicU64::new(u64::MAX),
+            unread: AtomicBool::default(),
+            closing: AtomicBool::default(),
+            cut: AtomicBool::default(),
+        }
+    }
+
     fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
             0 => Phase::Opened,
@@ -71,6 +89,7 @@ impl Shared {
 
     /// A head is complete; its request is being served.
     pub(super) fn request_begins(&self) {
+        self.requests.fetch_add(1, Relaxed);
         self.enter(Phase::Request);
     }
 
@@ -84,9 +103,14 @@ impl Shared {
         self.unread.store(true, Relaxed);
     }
 
-    /// Whether a head came on this connection that can be read in two ways.
+    /// Whether the head of the request that is being served, or one before it, can be read in two ways.
     pub fn is_ambiguous(&self) -> bool {
-        self.ambiguous.load(Relaxed)
+        self.ambiguous.load(Relaxed) <= self.requests.load(Relaxed)
+    }
+
+    /// Whether all connections are taken, so that others wait for this one.
+    pub fn is_crowded(&self) -> bool {
+        self.permits.available_permits() == 0
     }
 
     /// Makes the next answer the connection's last: see [`Shared::is_closing`].
@@ -119,6 +143,8 @@ pub(super) struct Guarded<T> {
     header_timeout: Duration,
     idle_timeout: Duration,
     read: Deadline,
+    /// The end of an idle connection that nobody else is waiting for.
+    idle_until: Instant,
     write: Deadline,
     linger: Option<Linger>,
 }
@@ -175,6 +201,7 @@ impl<T> Guarded<T> {
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             read,
+            idle_until: Instant::now(),
             write: Deadline::default(),
             linger: None,
         }
@@ -191,18 +218,53 @@ impl<T> Guarded<T> {
             Phase::Head | Phase::Request | Phase::Answer => {}
         }
         self.framing.feed(bytes);
-        if self.framing.is_ambiguous() {
-            self.shared.ambiguous.store(true, Relaxed);
+        if let Some(request) = self.framing.ambiguous_from() {
+            self.shared.ambiguous.store(request, Relaxed);
+        }
+    }
+
+    /// The answer is made, and the next head is awaited.
+    fn rest(&mut self) {
+        if self.framing.is_within_head() {
+            // Its beginning came with the request before it.
+            self.shared.enter(Phase::Head);
+            self.read.set(self.header_timeout);
+        } else {
+            self.shared.enter(Phase::Idle);
+            self.idle_until = Instant::now() + self.idle_timeout;
+            self.read.set(self.header_timeout.min(self.idle_timeout));
+        }
+    }
+
+    /// Ready when an idle connection has to end: after its time, or, where others wait for it, as soon as a
+    /// connection that never said anything would have to.
+    fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.read.poll(cx));
+            let left = self.idle_until.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.shared.is_crowded() {
+                return Poll::Ready(());
+            }
+            self.read.set(self.header_timeout.min(left));
         }
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
+    /// Whether the peer may still be sending when our side is closed: an unread body, the rest of a head that was
+    /// refused, a request behind the last one. When the service ends, only an unread body is worth the wait.
+    fn may_get_more(&self) -> bool {
+        self.shared.unread.load(Relaxed)
+            || (!self.shared.is_closing()
+                && matches!(self.shared.phase(), Phase::Opened | Phase::Head | Phase::Answer))
+    }
+
     /// A write that makes the peer wait for too long ends the connection.
     fn bound_write<R>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if write.is_pending() {
             if self.write.at.is_none() {
-                // From the first wait to the end of the answer: reading it byte by byte does not help.
+                // From the first wait until everything is written: reading it byte by byte does not help, nor
+                // does asking for more.
                 self.write.set(self.idle_timeout);
             }
             ready!(self.write.poll(cx));
@@ -240,10 +302,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.shared.phase() == Phase::Answer {
-            // hyper asks for the next head: the answer is written.
-            this.shared.enter(Phase::Idle);
-            this.read.set(this.idle_timeout);
-            this.write.at = None;
+            // hyper asks for the next head.
+            this.rest();
         }
         let before = buffer.filled().len();
         match Pin::new(&mut this.socket).poll_read(cx, buffer) {
@@ -253,8 +313,12 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match this.shared.phase() {
-                Phase::Opened | Phase::Head | Phase::Idle => {
+                Phase::Opened | Phase::Head => {
                     ready!(this.read.poll(cx));
+                    Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+                }
+                Phase::Idle => {
+                    ready!(this.poll_idle(cx));
                     Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
                 }
                 Phase::Request | Phase::Answer => Poll::Pending,
@@ -283,7 +347,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when it has nothing left to write.
         let flush = Pin::new(&mut self.socket).poll_flush(cx);
+        if flush.is_ready() {
+            self.write.at = None;
+        }
         self.bound_write(cx, flush)
     }
 
@@ -292,7 +360,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
             let shutdown = Pin::new(&mut self.socket).poll_shutdown(cx);
             ready!(self.bound_write(cx, shutdown))?;
         }
-        if self.shared.unread.load(Relaxed) {
+        if self.may_get_more() {
             ready!(self.poll_linger(cx));
         }
         Poll::Ready(Ok(()))

@@ -14,7 +14,10 @@ pub struct Framing {
     head: Head,
     /// The beginning of a line whose end has not come yet.
     rest: Vec<u8>,
-    ambiguous: bool,
+    /// Heads that have ended.
+    ended: u64,
+    /// The first head that can be read in two ways, counted from 1.
+    ambiguous: Option<u64>,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -74,10 +77,22 @@ impl Framing {
         }
     }
 
-    /// Whether a head came that can be read in two ways. Stays true: nothing behind it can be trusted.
+    /// The first head that can be read in two ways, counted from 1. Nothing behind it can be trusted; what came
+    /// before it can.
     #[must_use]
-    pub const fn is_ambiguous(&self) -> bool {
+    pub const fn ambiguous_from(&self) -> Option<u64> {
         self.ambiguous
+    }
+
+    /// Whether a head has begun and not ended.
+    pub(crate) const fn is_within_head(&self) -> bool {
+        matches!(self.place, Place::Head) && (self.head.begun || !self.rest.is_empty())
+    }
+
+    fn doubt(&mut self, doubtful: bool) {
+        if doubtful && self.ambiguous.is_none() {
+            self.ambiguous = Some(self.ended.saturating_add(1));
+        }
     }
 
     /// Keeps the beginning of a line, and its last byte, which tells whether a CR ended it.
@@ -94,7 +109,7 @@ impl Framing {
     /// A line without its LF.
     fn line(&mut self, line: &[u8]) {
         let Some(line) = line.strip_suffix(b"\r") else {
-            self.ambiguous = true;
+            self.doubt(true);
             return self.header(line);
         };
         self.header(line);
@@ -112,7 +127,7 @@ impl Framing {
             let shortened = line.len() + 1 >= KEPT;
             let length = str::from_utf8(value).ok().and_then(|digits| digits.trim_ascii().parse().ok());
             let length = length.filter(|_| !shortened);
-            self.ambiguous |= self.head.length.is_some() || length.is_none();
+            self.doubt(self.head.length.is_some() || length.is_none());
             self.head.length = length.or(Some(0));
         } else if value_of(line, b"transfer-encoding").is_some() {
             self.head.encodings = self.head.encodings.saturating_add(1);
@@ -121,7 +136,8 @@ impl Framing {
 
     fn end(&mut self) {
         let Head { length, encodings, .. } = std::mem::take(&mut self.head);
-        self.ambiguous |= encodings > 1 || (encodings > 0 && length.is_some());
+        self.doubt(encodings > 1 || (encodings > 0 && length.is_some()));
+        self.ended = self.ended.saturating_add(1);
         self.place = match length {
             _ if encodings > 0 => Place::Unknown,
             Some(length) if length > 0 => Place::Body(length),
@@ -142,10 +158,14 @@ mod tests {
 
     use super::*;
 
-    fn ambiguous(bytes: &[u8]) -> bool {
+    fn ambiguous_from(bytes: &[u8]) -> Option<u64> {
         let mut framing = Framing::default();
         framing.feed(bytes);
-        framing.is_ambiguous()
+        framing.ambiguous_from()
+    }
+
+    fn ambiguous(bytes: &[u8]) -> bool {
+        ambiguous_from(bytes).is_some()
     }
 
     const PLAIN: &str = "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc";
@@ -173,8 +193,9 @@ mod tests {
             "Host: h\nContent-Length: 3\r\n",
         ] {
             let request = format!("POST / HTTP/1.1\r\n{head}\r\n");
-            assert!(ambiguous(request.as_bytes()), "{head}");
-            assert!(ambiguous(format!("{PLAIN}{request}").as_bytes()), "{head}");
+            assert_eq!(ambiguous_from(request.as_bytes()), Some(1), "{head}");
+            assert_eq!(ambiguous_from(format!("{PLAIN}{request}").as_bytes()), Some(2), "{head}");
+            assert_eq!(ambiguous_from(format!("{PLAIN}\r\n{PLAIN}{request}").as_bytes()), Some(3), "{head}");
         }
         assert!(ambiguous(b"POST / HTTP/1.1\nHost: h\r\n\r\n"));
     }
@@ -186,11 +207,26 @@ mod tests {
             for size in [1, 50, 95, 96, 97, 1000] {
                 let mut framing = Framing::default();
                 request.as_bytes().chunks(size).for_each(|piece| framing.feed(piece));
-                assert!(framing.is_ambiguous(), "{padded} in pieces of {size}");
+                assert_eq!(framing.ambiguous_from(), Some(1), "{padded} in pieces of {size}");
             }
         }
         let longest = format!("POST / HTTP/1.1\r\nContent-Length: {:0>77}\r\n\r\nabc{PLAIN}", 3);
         assert!(!ambiguous(longest.as_bytes()));
+    }
+
+    #[test]
+    fn the_beginning_of_a_head_is_told_from_its_end() {
+        let within = |bytes: &[u8]| {
+            let mut framing = Framing::default();
+            framing.feed(bytes);
+            framing.is_within_head()
+        };
+        assert!(!within(b"") && !within(PLAIN.as_bytes()));
+        assert!(
+            within(b"P") && within(b"POST / HTTP/1.1\r\n") && within(b"POST / HTTP/1.1\r\nHost: h\r\n\r")
+        );
+        assert!(within(format!("{PLAIN}P").as_bytes()));
+        assert!(!within(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na"));
     }
 
     #[test]
@@ -223,7 +259,7 @@ mod tests {
                     break;
                 }
             }
-            prop_assert_eq!(framing.is_ambiguous(), ambiguous(bytes));
+            prop_assert_eq!(framing.ambiguous_from(), ambiguous_from(bytes));
         }
     }
 }

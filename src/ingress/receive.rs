@@ -14,10 +14,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    HeaderMap, Method, Request, Response, StatusCode, Version,
+    Method, Request, Response, StatusCode, Version,
     body::{Body, Incoming},
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING},
-    http::request::Parts,
+    header::{HeaderValue, TRANSFER_ENCODING},
+    http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
 use tracing::{Level, enabled, info, warn};
@@ -25,6 +25,7 @@ use tracing::{Level, enabled, info, warn};
 use super::{
     Shared,
     body::{self, Budget},
+    head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
     server::{Handler, Peer},
@@ -32,14 +33,14 @@ use super::{
 use crate::{
     delivery::{
         attempt,
-        destination::{Parcel, TRACEPARENT},
+        destination::Parcel,
         dispatch::{Direct, Dispatched},
     },
     ops::metrics::{ForWebhook, Metrics},
     upstream::Failure,
     webhook::{
         filter::Verdict,
-        headers::{self, DeliveryId, EventKind},
+        headers::{DeliveryId, EventKind},
         payload::{Agreement, Delivery},
         signature::Signature,
     },
@@ -115,11 +116,13 @@ impl Handler for Gate {
             rejection.answer()
         });
 
-        // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure.
+        // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure. And
+        // who is refused does not keep a connection that others wait for.
         if !trail.body_read
             || connection.is_ambiguous()
             || connection.is_closing()
             || head.headers.contains_key(TRANSFER_ENCODING)
+            || (matches!(answer.outcome, Outcome::Refused(_)) && connection.is_crowded())
         {
             answer.close();
         }
@@ -163,9 +166,10 @@ impl Gate {
         if head.method != Method::POST {
             return Err(Rejection::MethodNotAllowed.because("the method is not POST"));
         }
-        check_framing(head, connection)?;
-        let content_type = check_media_type(&head.headers)?;
-        let (signature, signature_header) = read_signature(&head.headers)?;
+        let headers = Headers::find(&head.headers);
+        check_framing(&headers, head.version, connection)?;
+        let content_type = check_media_type(&headers)?;
+        let (signature, signature_header) = read_signature(&headers)?;
         let held =
             body::read(body, self.limits.max_body, self.limits.body_timeout, &self.limits.budget).await?;
         trail.body_read = true;
@@ -178,8 +182,7 @@ impl Gate {
         webhook.metrics.secret_used(verified.key(), now);
 
         // Identify.
-        let (id_header, kind_header) =
-            (single(&head.headers, headers::ID)?, single(&head.headers, headers::KIND)?);
+        let (id_header, kind_header) = read_identity(&headers)?;
         let Ok(id) = DeliveryId::parse(id_header.as_bytes()) else {
             return Err(Rejection::BadHeader.because("Pulumi-Webhook-ID is malformed"));
         };
@@ -195,7 +198,11 @@ impl Gate {
 
         // Filter.
         match webhook.filter.judge(&delivery) {
-            Verdict::Forward => {}
+            Verdict::Forward if webhook.destination.wants(&delivery) => {}
+            Verdict::Forward => {
+                trail.reason = Some(Reason::Said("the event is not among the destination's `events`"));
+                return Ok(Answer::done(Outcome::Filtered));
+            }
             Verdict::Ignore(unwanted) => {
                 trail.reason = Some(Reason::Said(unwanted.reason()));
                 return Ok(Answer::done(Outcome::Filtered));
@@ -214,7 +221,8 @@ impl Gate {
             }
         }
         if let Agreement::Differs(mismatch) = delivery.agreement {
-            trail.reason = Some(Reason::Mismatch(mismatch));
+            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(), %mismatch,
+                "the payload does not fit its kind, forwarding all the same");
         }
 
         // Dispatch.
@@ -226,7 +234,7 @@ impl Gate {
             signature: signature_header.clone(),
             event: event.map_or_else(|| kind_header.clone(), |event| HeaderValue::from_static(event.name)),
             kind_verified: delivery.agreement == Agreement::Proven,
-            traceparent: continue_trace(&head.headers),
+            traceparent: continue_trace(headers.traceparent),
         };
         let dispatched = self
             .dispatch
@@ -253,79 +261,95 @@ impl Gate {
 }
 
 /// Refuses what hyper accepts but another program in the chain might read otherwise.
-fn check_framing(head: &Parts, connection: &Shared) -> Result<(), Refusal> {
-    let count = |name| head.headers.get_all(name).iter().count();
+fn check_framing(headers: &Headers<'_>, version: Version, connection: &Shared) -> Result<(), Refusal> {
     if connection.is_ambiguous() {
         return Err(Rejection::BadRequest.because("lengths or line ends that can be read in two ways"));
     }
-    let mut encodings = head.headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(encoding) = encodings.next() {
-        let chunked = encoding.as_bytes().eq_ignore_ascii_case(b"chunked");
-        if !chunked || encodings.next().is_some() || head.headers.contains_key(CONTENT_LENGTH) {
-            return Err(Rejection::BadRequest.because("a Transfer-Encoding other than one `chunked` alone"));
+    let chunked = match headers.transfer_encoding {
+        Header::Absent => true,
+        Header::Once(encoding) => {
+            encoding.as_bytes().eq_ignore_ascii_case(b"chunked") && headers.content_length.is_absent()
         }
+        Header::Repeated => false,
+    };
+    if !chunked {
+        return Err(Rejection::BadRequest.because("a Transfer-Encoding other than one `chunked` alone"));
     }
-    if count(HOST) > 1 || (head.version == Version::HTTP_11 && count(HOST) == 0) {
-        return Err(Rejection::BadRequest.because("not exactly one Host"));
+    match headers.host {
+        Header::Once(host) if is_host(host.as_bytes()) => Ok(()),
+        Header::Once(_) => Err(Rejection::BadRequest.because("Host is no host with or without a port")),
+        Header::Absent if version == Version::HTTP_10 => Ok(()),
+        Header::Absent | Header::Repeated => Err(Rejection::BadRequest.because("not exactly one Host")),
     }
-    Ok(())
+}
+
+/// `uri-host [ ":" port ]`, or empty (RFC 9112, 3.2).
+fn is_host(value: &[u8]) -> bool {
+    let Ok(authority) = Authority::try_from(value) else { return value.is_empty() };
+    let plain = |text: &str| text == authority.host();
+    !value.contains(&b'@')
+        && (plain(authority.as_str())
+            || authority.port_u16().is_some()
+            || authority.as_str().strip_suffix(':').is_some_and(plain))
 }
 
 /// JSON, and not encoded: nothing is decoded before it is verified, and nothing after.
-fn check_media_type(headers: &HeaderMap) -> Result<&HeaderValue, Refusal> {
+fn check_media_type<'h>(headers: &Headers<'h>) -> Result<&'h HeaderValue, Refusal> {
     let refuse = |reason| Rejection::UnsupportedMediaType.because(reason);
-    let mut types = headers.get_all(CONTENT_TYPE).iter();
-    let (Some(content_type), None) = (types.next(), types.next()) else {
+    let Some(content_type) = headers.content_type.once() else {
         return Err(refuse("not exactly one Content-Type"));
     };
     let essence = content_type.as_bytes().split(|b| *b == b';').next().unwrap_or_default();
     if !essence.trim_ascii().eq_ignore_ascii_case(b"application/json") {
         return Err(refuse("the Content-Type is not application/json"));
     }
-    if headers.contains_key(CONTENT_ENCODING) {
+    if !headers.content_encoding.is_absent() {
         return Err(refuse("a Content-Encoding"));
     }
     Ok(content_type)
 }
 
-fn read_signature(headers: &HeaderMap) -> Result<(Signature, &HeaderValue), Refusal> {
-    if !headers.contains_key(headers::SIGNATURE) {
-        return Err(Rejection::MissingSignature.because("no Pulumi-Webhook-Signature"));
-    }
-    let header = single(headers, headers::SIGNATURE)?;
+fn read_signature<'h>(headers: &Headers<'h>) -> Result<(Signature, &'h HeaderValue), Refusal> {
+    let header = match headers.signature {
+        Header::Once(header) => header,
+        Header::Absent => return Err(Rejection::MissingSignature.because("no Pulumi-Webhook-Signature")),
+        Header::Repeated => {
+            return Err(Rejection::BadHeader.because("Pulumi-Webhook-Signature is given more than once"));
+        }
+    };
     match Signature::parse(header.as_bytes()) {
         Ok(signature) => Ok((signature, header)),
         Err(_) => Err(Rejection::BadSignature.because("Pulumi-Webhook-Signature is not 64 hex digits")),
     }
 }
 
-/// The only value of one of Pulumi's headers.
-fn single<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h HeaderValue, Refusal> {
-    let mut values = headers.get_all(name).iter();
-    match (values.next(), values.next()) {
-        (Some(value), None) => Ok(value),
-        (None, _) => Err(Rejection::MissingHeader.because(match name {
-            headers::ID => "no Pulumi-Webhook-ID",
-            _ => "no Pulumi-Webhook-Kind",
-        })),
-        (Some(_), Some(_)) => Err(Rejection::BadHeader.because(match name {
-            headers::ID => "Pulumi-Webhook-ID is given more than once",
-            headers::KIND => "Pulumi-Webhook-Kind is given more than once",
-            _ => "Pulumi-Webhook-Signature is given more than once",
-        })),
+/// ID and kind: both there, and neither given twice.
+fn read_identity<'h>(headers: &Headers<'h>) -> Result<(&'h HeaderValue, &'h HeaderValue), Refusal> {
+    match (headers.id, headers.kind) {
+        (Header::Once(id), Header::Once(kind)) => Ok((id, kind)),
+        (Header::Repeated, _) => {
+            Err(Rejection::BadHeader.because("Pulumi-Webhook-ID is given more than once"))
+        }
+        (_, Header::Repeated) => {
+            Err(Rejection::BadHeader.because("Pulumi-Webhook-Kind is given more than once"))
+        }
+        (Header::Absent, _) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-ID")),
+        (_, Header::Absent) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-Kind")),
     }
 }
 
 /// The sender's trace with a new parent, or a new trace (W3C Trace Context, version 00).
-fn continue_trace(headers: &HeaderMap) -> HeaderValue {
-    let mut given = headers.get_all(TRACEPARENT).iter();
-    let (trace, flags) = match (given.next().and_then(read_trace), given.next()) {
-        (Some(known), None) => known,
-        _ => (fastrand::u128(1..), 1),
-    };
+fn continue_trace(given: Header<'_>) -> HeaderValue {
+    let (trace, flags) = given.once().and_then(read_trace).unwrap_or_else(|| (fastrand::u128(1..), 1));
     let parent = fastrand::u64(1..);
-    HeaderValue::try_from(format!("00-{trace:032x}-{parent:016x}-{flags:02x}"))
-        .expect("hex digits and hyphens are a header value")
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    for (place, bytes) in
+        [(3..35, &trace.to_be_bytes()[..]), (36..52, &parent.to_be_bytes()[..]), (53..55, &[flags][..])]
+    {
+        let digits = text.get_mut(place).unwrap_or_default();
+        hex::encode_to_slice(bytes, digits).expect("each place has two digits for a byte");
+    }
+    HeaderValue::from_bytes(&text).expect("hex digits and hyphens are a header value")
 }
 
 /// Trace ID and flags of a well-formed `traceparent`.
@@ -387,7 +411,22 @@ fn milliseconds(duration: Duration) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use hyper::HeaderMap;
+
     use super::*;
+    use crate::delivery::destination::TRACEPARENT;
+
+    #[test]
+    fn hosts_are_read_as_the_grammar_says() {
+        for host in ["", "a.test", "a.test:80", "a.test:", "192.0.2.1", "[2001:db8::1]", "[::1]:8080"] {
+            assert!(is_host(host.as_bytes()), "{host}");
+        }
+        for wrong in
+            ["a@b", "a/b", "a b", "a, b", "a:b", "a:99999", ":x", "http://a", "a?b", "a#b", "[::1", "a\"b"]
+        {
+            assert!(!is_host(wrong.as_bytes()), "{wrong}");
+        }
+    }
 
     #[test]
     fn traces_are_continued_or_begun() {
@@ -396,7 +435,7 @@ mod tests {
             for value in given {
                 headers.append(TRACEPARENT, HeaderValue::from_static(value));
             }
-            continue_trace(&headers).to_str().unwrap().to_owned()
+            continue_trace(Headers::find(&headers).traceparent).to_str().unwrap().to_owned()
         };
         const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         let continued = trace(&[GIVEN]);

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+#[cfg(target_os = "linux")]
+use socket2::{SockFilter, SockRef};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
@@ -113,6 +115,10 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// The pause after an accept error that is not one connection's own, such as no file descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most connections that are taken from the kernel's queue when the drain begins: more than it holds by default.
+/// Whoever connects faster than they can be taken does not keep the listener open.
+const MOST_WAITING: usize = 8192;
+
 /// A bound listener. Its clones share one queue of connections, so that every thread can have one.
 #[derive(Debug)]
 pub enum Listener {
@@ -208,27 +214,42 @@ pub async fn serve<H: Handler>(
     drain: Drain,
 ) -> io::Result<()> {
     let tasks = TaskTracker::new();
-    let server = Arc::new(Server { settings: settings.clone(), tls, handler, drain, tasks });
+    let server = Arc::new(Server { settings: settings.clone(), permits, tls, handler, drain, tasks });
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             server
-                .accept(&permits, || async {
+                .accept(|| async {
                     let (socket, peer) = listener.accept().await?;
                     // Answers are written whole; waiting to fill a segment would only delay them.
                     socket.set_nodelay(true)?;
                     Ok((socket, Some(peer)))
                 })
                 .await;
+            #[cfg(target_os = "linux")]
+            end_handshakes(&listener).await;
+            let listener = listener.into_std()?;
+            server.accept_waiting(|| {
+                let (socket, peer) = listener.accept()?;
+                socket.set_nonblocking(true)?;
+                socket.set_nodelay(true)?;
+                Ok((tokio::net::TcpStream::from_std(socket)?, Some(peer)))
+            });
         }
         Listener::Unix(listener) => {
             let path = listener.local_addr()?.as_pathname().map(ToOwned::to_owned);
             let listener = tokio::net::UnixListener::from_std(listener)?;
-            server.accept(&permits, || async { Ok((listener.accept().await?.0, None)) }).await;
+            server.accept(|| async { Ok((listener.accept().await?.0, None)) }).await;
             if let Some(path) = path {
-                // Gone already when another thread was first.
+                // Nobody finds it any more. Gone already when another thread was first.
                 drop(std::fs::remove_file(path));
             }
+            let listener = listener.into_std()?;
+            server.accept_waiting(|| {
+                let socket = listener.accept()?.0;
+                socket.set_nonblocking(true)?;
+                Ok((tokio::net::UnixStream::from_std(socket)?, None))
+            });
         }
     }
     server.tasks.close();
@@ -244,11 +265,29 @@ where
     H: Handler,
 {
     let (drain, tasks) = (Drain::default(), TaskTracker::new());
-    Server { settings: settings.clone(), tls: None, handler, drain, tasks }.open(socket, None).await;
+    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
+}
+
+/// Lets the kernel complete no more handshakes, so that the queue, once emptied, stays empty until the listener is
+/// closed: closing it over a new connection would reset that. Whoever tries meanwhile tries again after a second, as
+/// after any lost packet, and is refused then. Where the kernel does not take the filter, a gap of microseconds is left.
+#[cfg(target_os = "linux")]
+async fn end_handshakes(listener: &tokio::net::TcpListener) {
+    /// "Return 0", for the classic packet filter: take nothing of the packet.
+    const DROP: SockFilter = SockFilter::new(0x06, 0, 0, 0);
+    /// For handshakes that have passed the filter's place already.
+    const LAST_HANDSHAKE: Duration = Duration::from_millis(1);
+
+    match SockRef::from(listener).attach_filter(&[DROP]) {
+        Ok(()) => sleep(LAST_HANDSHAKE).await,
+        Err(error) => debug!(error = %error, "the kernel takes no filter"),
+    }
 }
 
 struct Server<H> {
     settings: Settings,
+    permits: Arc<Semaphore>,
     tls: Option<Tls>,
     handler: H,
     drain: Drain,
@@ -256,21 +295,20 @@ struct Server<H> {
 }
 
 impl<H: Handler> Server<H> {
-    async fn accept<S, F>(self: &Arc<Self>, permits: &Arc<Semaphore>, accept: impl Fn() -> F)
+    async fn accept<S, F>(self: &Arc<Self>, accept: impl Fn() -> F)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = io::Result<(S, Peer)>>,
     {
         loop {
             let next = async {
-                let permit = Arc::clone(permits).acquire_owned().await.ok();
+                let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
                 (permit, accept().await)
             };
-            // Connections that are waiting when the drain begins were opened in good faith: they are served.
             let (permit, accepted) = tokio::select! {
                 biased;
-                next = next => next,
                 () = self.drain.begun.cancelled() => return,
+                next = next => next,
             };
             match accepted {
                 Ok((socket, peer)) => {
@@ -289,6 +327,37 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// Takes what is waiting in the kernel's queue when the drain begins: closing the listener would reset it, and
+    /// its senders connected in good faith. Asks the kernel itself, since the runtime may not have heard of the last
+    /// ones yet. Who comes without a permit waits for one.
+    fn accept_waiting<S>(self: &Arc<Self>, accept: impl Fn() -> io::Result<(S, Peer)>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        for _ in 0..MOST_WAITING {
+            match accept() {
+                Ok((socket, peer)) => {
+                    let (server, permits) = (Arc::clone(self), Arc::clone(&self.permits));
+                    self.tasks.spawn(async move {
+                        tokio::select! {
+                            permit = permits.acquire_owned() => {
+                                let _permit = permit.ok();
+                                server.open(socket, peer).await;
+                            }
+                            () = server.drain.cut.cancelled() => {}
+                        }
+                    });
+                }
+                Err(error) if is_the_connections_own(&error) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    warn!(error = %error, "cannot accept the connections that are still waiting");
+                    return;
+                }
+            }
+        }
+    }
+
     async fn open<S>(&self, socket: S, peer: Peer)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -296,11 +365,28 @@ impl<H: Handler> Server<H> {
         let _open = Open::new(&self.handler);
         match &self.tls {
             None => self.connection(socket, peer).await,
-            Some(tls) => match timeout(self.settings.header_timeout, tls.acceptor().accept(socket)).await {
-                Ok(Ok(socket)) => self.connection(socket, peer).await,
-                Ok(Err(error)) => debug!(error = %error, "a TLS handshake failed"),
-                Err(_) => debug!("a TLS handshake took longer than `header_timeout`"),
-            },
+            Some(tls) => {
+                let handshake = timeout(self.settings.header_timeout, tls.acceptor().accept(socket));
+                let shaken = tokio::select! {
+                    biased;
+                    shaken = handshake => shaken,
+                    () = self.last_request() => return debug!("the drain ended a TLS handshake"),
+                };
+                match shaken {
+                    Ok(Ok(socket)) => self.connection(socket, peer).await,
+                    Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
+                    Err(_elapsed) => debug!("a TLS handshake took longer than `header_timeout`"),
+                }
+            }
+        }
+    }
+
+    /// Waits until the drain has begun and no further request is waited for.
+    async fn last_request(&self) {
+        self.drain.begun.cancelled().await;
+        tokio::select! {
+            () = self.drain.cut.cancelled() => {}
+            () = sleep(LAST_REQUEST) => {}
         }
     }
 
@@ -308,7 +394,7 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(Arc::clone(&self.permits)));
         let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         let service = service_fn(|request| {
             shared.request_begins();

@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,12 +19,12 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
+use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
     task::AbortHandle,
+    time::Instant,
 };
 use tokio_rustls::TlsConnector;
 
@@ -31,53 +32,23 @@ use super::{
     Failure, SendError,
     target::{Address, Target},
 };
+use crate::tls::{self, Authorities, Identity};
 
 /// The longest head of an answer, in bytes.
 const MAX_ANSWER_HEAD: usize = 64 << 10;
 
-/// Whom to trust, and how, for `https` upstreams.
+/// Whom to trust, and who hookgate is, for `https` upstreams.
 #[derive(Clone)]
 pub struct Tls(TlsConnector);
 
-/// Why TLS towards upstreams cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The platform has no usable root certificates.
-    #[error("no root certificates were found on this system: install them, or set `ca` for the destination")]
-    NoRoots,
-    /// The configured authorities cannot be read.
-    #[error("the CA file cannot be read as PEM certificates")]
-    Pem,
-    /// rustls refuses a certificate or its provider.
-    #[error("TLS cannot be set up")]
-    Rustls(#[from] rustls::Error),
-}
-
 impl Tls {
-    /// Trusts the authorities in `pem`, or without it the platform's.
+    /// Trusts these authorities, and presents this identity where the upstream asks for one.
     ///
     /// # Errors
     ///
-    /// [`TlsError`].
-    pub fn try_new(pem: Option<&[u8]>) -> Result<Self, TlsError> {
-        let mut roots = RootCertStore::empty();
-        if let Some(pem) = pem {
-            for certificate in CertificateDer::pem_slice_iter(pem) {
-                roots.add(certificate.or(Err(TlsError::Pem))?)?;
-            }
-        } else {
-            // A system's store may hold certificates that rustls does not take; the others serve.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        if roots.is_empty() {
-            return Err(if pem.is_some() { TlsError::Pem } else { TlsError::NoRoots });
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self(TlsConnector::from(Arc::new(config))))
+    /// If the provider does not fit, which no configuration can bring about.
+    pub fn try_new(authorities: &Authorities, identity: Option<&Identity>) -> Result<Self, rustls::Error> {
+        Ok(Self(TlsConnector::from(tls::client(authorities, identity)?)))
     }
 }
 
@@ -116,10 +87,8 @@ impl Connector {
                     Some(Tls(connector)) if *tls => {
                         let name = ServerName::try_from(host.clone())
                             .map_err(|error| SendError::unreachable(&error))?;
-                        let socket = connector
-                            .connect(name, socket)
-                            .await
-                            .map_err(|error| SendError::unreachable(&error))?;
+                        let socket =
+                            connector.connect(name, socket).await.map_err(|error| SendError::tls(&error))?;
                         Connection::open(socket).await
                     }
                     None if *tls => Err(SendError::new(Failure::Unreachable, "TLS is not set up")),
@@ -152,6 +121,7 @@ pub(super) struct Connection {
     sender: SendRequest<Full<Bytes>>,
     answered: Arc<AtomicBool>,
     driver: AbortHandle,
+    opened: Instant,
 }
 
 impl Connection {
@@ -162,7 +132,6 @@ impl Connection {
         let answered = Arc::new(AtomicBool::new(false));
         let socket = Watched { socket, answered: Arc::clone(&answered) };
         let (sender, connection) = http1::Builder::new()
-            .title_case_headers(true)
             .max_header_size(MAX_ANSWER_HEAD)
             .max_buf_size(MAX_ANSWER_HEAD)
             .handshake(TokioIo::new(socket))
@@ -171,7 +140,7 @@ impl Connection {
         // Owned by this connection: aborted when it is dropped.
         #[expect(clippy::disallowed_methods, reason = "the connection owns the task by its abort handle")]
         let driver = tokio::spawn(connection).abort_handle();
-        Ok(Self { sender, answered, driver })
+        Ok(Self { sender, answered, driver, opened: Instant::now() })
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -184,6 +153,11 @@ impl Connection {
     /// Whether anything came from the upstream since the last request was sent.
     pub(super) fn has_answered(&self) -> bool {
         self.answered.load(Relaxed)
+    }
+
+    /// How long ago it was opened.
+    pub(super) fn age(&self) -> Duration {
+        self.opened.elapsed()
     }
 
     pub(super) fn is_open(&self) -> bool {

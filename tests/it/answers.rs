@@ -59,7 +59,7 @@ fn what_the_head_shows_is_refused_before_the_body() {
         ("no hex", good().signature(&"g".repeat(64)), 401, "bad_signature"),
         ("two signatures", good().and("Pulumi-Webhook-Signature", &"a".repeat(64)), 400, "bad_header"),
         ("a large body", good().with("Content-Length", "4097"), 413, "too_large"),
-        ("a huge body", good().with("Content-Length", "18446744073709551615"), 413, "too_large"),
+        ("a huge body", good().with("Content-Length", "9223372036854775807"), 413, "too_large"),
     ];
     for (what, delivery, status, label) in cases {
         println!("{what}");

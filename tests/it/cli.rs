@@ -117,8 +117,7 @@ fn verify_prints_neither_secret_nor_the_right_signature() {
     let body = sample("environment.created").body();
     let zeros = "0".repeat(64);
     for explain in [&["--explain"][..], &[]] {
-        let arguments =
-            [&["verify", "--secret-file", &secret, "--signature", &zeros][..], explain].concat();
+        let arguments = [&["verify", "--secret-file", &secret, "--signature", &zeros][..], explain].concat();
         let output = run(&arguments, &body);
         assert_exit(&output, 1);
         assert!(!printed(&output).contains(SECRET));

@@ -314,7 +314,6 @@ fn environments_are_globs_over_project_and_environment() {
         (r#"["ebsite/prod"]"#, false),
         (r#"["Website/prod"]"#, false),
         (r#"["website/Prod"]"#, false),
-        (r#"["prod"]"#, false),
         (r#"["website/base"]"#, false),
         (r#"["website/pr[o]d"]"#, false),
     ];

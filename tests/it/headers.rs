@@ -204,23 +204,13 @@ fn a_trace_is_begun_where_there_is_none_or_a_broken_one() {
     assert_eq!(traces.len(), broken.len());
 }
 
+/// For people who read an answer; names are equal in any case. Towards the upstream they are left in lower case.
 #[test]
-fn our_names_are_in_title_case() {
+fn names_in_answers_are_in_title_case() {
     let upstream = Upstream::always(Reply::ok());
     let hookgate = Setup::new(&upstream).start();
     let answer = hookgate.send(&Delivery::good());
     assert!(answer.head.headers.iter().any(|(name, _)| name == "Hookgate-Outcome"), "{answer:?}");
-    let request = upstream.only_request();
-    let spelled: Vec<_> = request.head.headers.iter().map(|(name, _)| name.as_str()).collect();
-    for name in [
-        "Pulumi-Webhook-Id",
-        "Pulumi-Webhook-Kind",
-        "Pulumi-Webhook-Signature",
-        "Content-Type",
-        "Hookgate-Webhook",
-    ] {
-        assert!(spelled.contains(&name), "{name} in {spelled:?}");
-    }
 }
 
 #[test]

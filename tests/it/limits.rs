@@ -1,8 +1,16 @@
 //! Limits: sizes, deadlines, connections, memory. Short real ones.
 
-use std::time::Duration;
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    process::Command,
+    sync::mpsc,
+    time::Duration,
+};
 
-use crate::support::{Connection, Delivery, Gate, Instant, Reply, Setup, Upstream, eventually};
+use crate::support::{
+    Answer, Connection, Delivery, Gate, Instant, PATIENCE, Reply, Setup, Upstream, Webhook, eventually,
+};
 
 /// Sends a byte of this now and then, until the other side answers or closes.
 fn dribble(connection: &mut Connection, bytes: &[u8]) {
@@ -221,5 +229,238 @@ fn nothing_is_lost_to_bad_senders() {
     });
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
     hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+}
+
+/// Who asks for much and reads none of it, or a byte now and then, has `idle_timeout` for it all, and asking for
+/// more does not help.
+#[test]
+fn a_sender_that_does_not_read_its_answers_is_cut_off() {
+    let upstream = Upstream::always(Reply::answer(200, &[], "x".repeat(64 << 10)));
+    let hookgate =
+        Setup::new(&upstream).server("idle_timeout = \"1s\"").section("[dedupe]\nwindow = \"0s\"").start();
+    for reads in [false, true] {
+        let mut connection = hookgate.connect();
+        // Together more than the kernel's buffers of both sides take.
+        let bytes = Delivery::good().bytes().repeat(400);
+        connection.send(&bytes);
+        eventually("the connection is ended", || {
+            if reads {
+                connection.read_some(1);
+            }
+            connection.send(b"\r\n");
+            (hookgate.metrics().value("hookgate_connections", &[]) == Some(0.0)).then_some(())
+        });
+        // Most of what it asked for was never made.
+        hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
+    }
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+}
+
+/// A sender that takes its time, and reads everything, gets everything.
+#[test]
+fn a_sender_that_reads_late_gets_its_answers() {
+    let upstream = Upstream::always(Reply::answer(200, &[], "x".repeat(64 << 10)));
+    let hookgate = Setup::new(&upstream).section("[dedupe]\nwindow = \"0s\"").start();
+    let mut connection = hookgate.connect();
+    connection.send(&Delivery::good().bytes().repeat(200));
+    upstream.wait_for(20);
+    for _ in 0..200 {
+        let answer = connection.answer();
+        answer.assert_forwarded(200);
+        assert_eq!(answer.body.bytes.len(), 64 << 10);
+    }
+}
+
+/// Connections that wait for nothing give way to those that wait for them.
+#[test]
+fn idle_connections_give_way_when_all_are_taken() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .server("max_connections = 8")
+        .server("header_timeout = \"1s\"")
+        .server("idle_timeout = \"10m\"")
+        .start();
+    let mut idle: Vec<_> = (0..8).map(|_| hookgate.connect()).collect();
+    for connection in &mut idle {
+        connection.send(&Delivery::good().bytes());
+        connection.answer().assert_forwarded(200);
+    }
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+}
+
+/// Nor can they be kept by asking for refusals all the time.
+#[test]
+fn refused_senders_give_way_when_all_are_taken() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .server("max_connections = 8")
+        .server("idle_timeout = \"10m\"")
+        .server("header_timeout = \"10m\"")
+        .start();
+    let mut bad: Vec<_> = (0..8).map(|_| hookgate.connect()).collect();
+    hookgate.wait_for_metric("hookgate_connections", &[], 8.0);
+    for connection in &mut bad {
+        connection.send(&Delivery::good().forged().bytes());
+        connection.answer().assert_refused(401, "bad_signature");
+    }
+    // At least one of them is gone.
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+}
+
+/// What an upstream that never stops says.
+enum Endless {
+    /// As fast as it can.
+    Flood(&'static str, &'static str),
+    /// A little now and then.
+    Drip(&'static str, &'static str),
+}
+
+/// In front of an upstream that says this for as long as anybody listens; returns the answer once nobody does.
+fn ask_endless(says: Endless) -> Answer {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/upstream", listener.local_addr().unwrap());
+    let (ended, end) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut socket, _) = listener.accept().unwrap();
+        assert!(socket.read(&mut [0; 4096]).unwrap() > 0);
+        let (first, again, pause) = match says {
+            Endless::Flood(first, again) => (first, again.repeat(1000), Duration::ZERO),
+            Endless::Drip(first, again) => (first, again.to_owned(), Duration::from_millis(50)),
+        };
+        socket.set_write_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(first.as_bytes()).unwrap();
+        while socket.write_all(again.as_bytes()).is_ok() {
+            std::thread::park_timeout(pause);
+        }
+        ended.send(()).unwrap();
+    });
+    let webhook = Webhook::to(&url).destination("timeout = \"1s\"");
+    let hookgate = Setup::bare().with(webhook).start();
+    let answer = hookgate.send(&Delivery::good());
+    end.recv_timeout(PATIENCE).expect("the upstream's connection is ended");
+    hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);
+    assert!(resident(&hookgate) < 64 << 20, "{} bytes", resident(&hookgate));
+    answer
+}
+
+#[test]
+fn an_upstream_that_never_stops_is_stopped() {
+    const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n";
+    let status = |says| {
+        let answer = ask_endless(says);
+        (answer.status, answer.outcome().to_owned(), answer.body.bytes.len())
+    };
+    let refused = |says| {
+        let answer = ask_endless(says);
+        answer.assert_refused(answer.status, answer.outcome());
+        (answer.status, answer.outcome().to_owned())
+    };
+    let bad_answer = || (502, "upstream_bad_answer".to_owned());
+    let timeout = || (504, "upstream_timeout".to_owned());
+    let forwarded = |length| (200, "forwarded".to_owned(), length);
+
+    // A body: its first 64 KiB.
+    assert_eq!(status(Endless::Flood("HTTP/1.1 200 OK\r\n\r\n", "x")), forwarded(64 << 10));
+    let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    assert_eq!(status(Endless::Flood(chunked, "5\r\nhello\r\n")), forwarded(64 << 10));
+    let long = "HTTP/1.1 200 OK\r\ncontent-length: 18446744073709551613\r\n\r\n";
+    assert_eq!(status(Endless::Flood(long, "x")), forwarded(64 << 10));
+    // A body that drips is relayed as far as it came.
+    let (code, label, length) = status(Endless::Drip(long, "x"));
+    assert_eq!((code, &*label), (200, "forwarded"));
+    assert!(length < 100, "{length}");
+    // A chunk size, an extension, trailers.
+    assert_eq!(status(Endless::Flood(chunked, "0")), forwarded(0));
+    assert_eq!(
+        status(Endless::Flood("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;", "x")),
+        forwarded(0)
+    );
+    assert_eq!(
+        status(Endless::Flood("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", "x: y\r\n")),
+        forwarded(0)
+    );
+    // A head.
+    assert_eq!(refused(Endless::Flood(HEAD, "x: y\r\n")), bad_answer());
+    assert_eq!(refused(Endless::Flood(HEAD, "x")), bad_answer());
+    assert_eq!(refused(Endless::Flood("HTTP/1.1 200 ", "x")), bad_answer());
+    assert_eq!(refused(Endless::Drip(HEAD, "x")), timeout());
+    assert_eq!(refused(Endless::Drip("", "\r\n")), timeout());
+    // What is no HTTP.
+    assert_eq!(refused(Endless::Flood("", "garbage\r\n")), bad_answer());
+    assert_eq!(refused(Endless::Flood("", "\0")), bad_answer());
+    // Interim answers.
+    assert_eq!(refused(Endless::Flood("", "HTTP/1.1 100 Continue\r\n\r\n")), timeout());
+    assert_eq!(refused(Endless::Drip("", "HTTP/1.1 103 Early Hints\r\n\r\n")), timeout());
+    assert_eq!(refused(Endless::Flood("HTTP/1.1 101 Switching Protocols\r\n\r\n", "x")), bad_answer());
+}
+
+/// Resident memory of the service, in bytes.
+fn resident(hookgate: &crate::support::Hookgate) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", hookgate.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+}
+
+/// The bound that README and SECURITY state: the bodies that are held, so much for each connection, and the program.
+const FOR_A_CONNECTION: usize = 80 << 10;
+const FOR_THE_PROGRAM: usize = 32 << 20;
+
+/// A thousand senders that take their time, each with as much as it may have, and a good one among them.
+#[test]
+fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
+    // This process needs a descriptor for each of them, and so does its child.
+    let own = std::process::id().to_string();
+    let raised = Command::new("prlimit").args(["--pid", &own, "--nofile=8192:"]).status().unwrap();
+    assert!(raised.success(), "the limit on open files is below 8192 and cannot be raised");
+
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate =
+        Setup::new(&upstream).server("header_timeout = \"10m\"").server("body_timeout = \"10m\"").start();
+    let good = Delivery::good();
+    let mut slow: Vec<_> = (0..1000).map(|_| hookgate.connect()).collect();
+    for (number, connection) in slow.iter_mut().enumerate() {
+        match number % 4 {
+            // A head that is as long as it may be, and not over.
+            0 => connection
+                .send(&[b"POST /hook HTTP/1.1\r\nHost: x\r\nX-Slow: ", &[b'x'; 15 << 10][..]].concat()),
+            // A head that has only begun.
+            1 => connection.send(b"POST /hook HTTP/1.1\r\nHost: x\r\nX-Slow: "),
+            // A body, announced as long as it may be, of which a part has come.
+            2 => {
+                connection.send(&good.clone().with("Content-Length", "1048576").head_bytes());
+                connection.send(&[b'x'; 100_000]);
+            }
+            // Chunks of a byte.
+            _ => {
+                connection.send(&good.clone().chunked(&[1]).head_bytes());
+                connection.send(&b"1\r\nx\r\n".repeat(1000));
+            }
+        }
+    }
+    for round in 0..3 {
+        for connection in &mut slow {
+            // A digit is good for a head, and for a body too; in chunks it is the beginning of a size.
+            connection.send(b"1");
+        }
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        assert_eq!(upstream.requests().len(), round + 1);
+    }
+    let held = eventually("everything has come", || {
+        let held = hookgate.metrics().value("hookgate_inflight_bytes", &[]).unwrap();
+        (held >= 250.0 * 101_000.0).then_some(250 * 101_003)
+    });
+    assert_eq!(hookgate.metrics().value("hookgate_connections", &[]), Some(1000.0));
+    let bound = held + 1000 * FOR_A_CONNECTION + FOR_THE_PROGRAM;
+    println!(
+        "{} KiB resident, {} KiB held, bound {} KiB",
+        resident(&hookgate) >> 10,
+        held >> 10,
+        bound >> 10
+    );
+    assert!(resident(&hookgate) < bound, "{} of {bound} bytes", resident(&hookgate));
+    drop(slow);
+    hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
+    hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
     hookgate.send(&Delivery::good()).assert_forwarded(200);
 }

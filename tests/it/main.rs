@@ -1,13 +1,19 @@
 //! The contract, black box: the built program over real sockets, with a scripted upstream behind it.
 
+#![expect(clippy::string_slice, reason = "the texts are our own, and a test may fail by a panic")]
+
 #[cfg(test)]
 mod answers;
+#[cfg(test)]
+mod attacks;
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod duplicates;
+#[cfg(test)]
+mod faults;
 #[cfg(test)]
 mod filters;
 #[cfg(test)]
@@ -29,10 +35,16 @@ mod relay;
 #[cfg(test)]
 mod reload;
 #[cfg(test)]
+mod rolling;
+#[cfg(test)]
+mod secrets;
+#[cfg(test)]
 mod shutdown;
 #[cfg(test)]
 mod signatures;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod tls;
 #[cfg(test)]
 mod unix;

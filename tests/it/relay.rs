@@ -2,10 +2,19 @@
 
 use std::net::TcpListener;
 
-use crate::support::{Address, Delivery, Gate, Hookgate, Instant, Reply, Setup, Upstream};
+use crate::support::{
+    Address, Answer, Connection, Delivery, Gate, Hookgate, Instant, Reply, Setup, Upstream,
+};
 
 fn in_front_of(upstream: &Upstream) -> Hookgate {
     Setup::new(upstream).destination("timeout = \"1s\"").start()
+}
+
+/// A good delivery on a connection that goes on. Upstream connections are pooled for each thread, and a
+/// sender's connection stays on its thread.
+fn send_on(sender: &mut Connection) -> Answer {
+    sender.send(&Delivery::good().bytes());
+    sender.answer()
 }
 
 #[test]
@@ -244,8 +253,9 @@ fn a_failing_status_with_a_broken_body_is_still_that_status() {
 fn an_upstream_connection_is_used_again() {
     let upstream = Upstream::always(Reply::ok());
     let hookgate = in_front_of(&upstream);
+    let mut sender = hookgate.connect();
     for _ in 0..10 {
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        send_on(&mut sender).assert_forwarded(200);
     }
     assert_eq!(upstream.requests().len(), 10);
     assert_eq!(upstream.connections(), 1);
@@ -255,8 +265,9 @@ fn an_upstream_connection_is_used_again() {
 fn an_answer_in_full_frees_the_connection_even_when_it_is_an_error() {
     let upstream = Upstream::always(Reply::status(500));
     let hookgate = in_front_of(&upstream);
+    let mut sender = hookgate.connect();
     for _ in 0..5 {
-        hookgate.send(&Delivery::good()).assert_forwarded(500);
+        send_on(&mut sender).assert_forwarded(500);
     }
     assert_eq!(upstream.connections(), 1);
 }
@@ -265,8 +276,9 @@ fn an_answer_in_full_frees_the_connection_even_when_it_is_an_error() {
 fn a_connection_that_the_upstream_closed_meanwhile_fails_nothing() {
     let upstream = Upstream::always(Reply::ok().and_close());
     let hookgate = in_front_of(&upstream);
+    let mut sender = hookgate.connect();
     for _ in 0..20 {
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        send_on(&mut sender).assert_forwarded(200);
     }
     assert_eq!(upstream.requests().len(), 20);
 }
@@ -276,8 +288,9 @@ fn a_connection_that_the_upstream_closed_meanwhile_fails_nothing() {
 fn a_pooled_connection_that_breaks_unanswered_is_replaced_once() {
     let upstream = Upstream::always(Reply::ok().and_close_at_next_byte());
     let hookgate = in_front_of(&upstream);
+    let mut sender = hookgate.connect();
     for sent in 1..=5 {
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        send_on(&mut sender).assert_forwarded(200);
         assert_eq!(upstream.connections(), sent);
     }
     assert_eq!(upstream.requests().len(), 5);
@@ -289,8 +302,9 @@ fn the_replacement_is_tried_only_once() {
         if request.connection == 1 { Reply::ok().and_close_at_next_byte() } else { Reply::hang_up() }
     });
     let hookgate = in_front_of(&upstream);
-    hookgate.send(&Delivery::good()).assert_forwarded(200);
-    hookgate.send(&Delivery::good()).assert_refused(502, "upstream_bad_answer");
+    let mut sender = hookgate.connect();
+    send_on(&mut sender).assert_forwarded(200);
+    send_on(&mut sender).assert_refused(502, "upstream_bad_answer");
     assert_eq!(upstream.connections(), 2);
     assert_eq!(upstream.requests().len(), 2);
 }

@@ -1,6 +1,8 @@
 //! Hang-ups and the end: accepted work is finished, whoever leaves first.
 
-use crate::support::{Delivery, Gate, Hookgate, Reply, Setup, Upstream, eventually};
+use std::time::Duration;
+
+use crate::support::{Delivery, Gate, Hookgate, Instant, Reply, Setup, Upstream, eventually};
 
 /// One delivery held at the upstream, and the gate that lets it go.
 fn with_one_in_flight(drain: &str) -> (Upstream, Gate, Hookgate, crate::support::Connection) {
@@ -124,7 +126,7 @@ fn idle_connections_do_not_hold_up_the_end() {
     let mut idle = hookgate.connect();
     idle.send(&Delivery::good().bytes());
     idle.answer().assert_forwarded(200);
-    let start = crate::support::Instant::now();
+    let start = Instant::now();
     hookgate.signal("TERM");
     assert_eq!(hookgate.wait_exit().code(), Some(0));
     assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
@@ -187,7 +189,6 @@ fn a_second_signal_ends_at_once() {
 fn the_drain_waits_for_work_whose_sender_has_left() {
     let (upstream, gate, mut hookgate, connection) = with_one_in_flight("15s");
     drop(connection);
-    hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
     hookgate.signal("TERM");
     wait_until_nobody_listens(&hookgate);
     gate.open();
@@ -195,4 +196,199 @@ fn the_drain_waits_for_work_whose_sender_has_left() {
     assert_eq!(upstream.requests().len(), 1);
     let lines = hookgate.log_lines().join("\n");
     assert!(lines.contains("\"forwarded\""), "{lines}");
+}
+
+/// The line that says how the end went.
+fn drained(hookgate: &Hookgate) -> serde_json::Value {
+    hookgate.wait_for_log(|line| line["message"] == "drained")["complete"].clone()
+}
+
+#[test]
+fn the_log_says_how_the_end_went() {
+    let (_upstream, gate, mut hookgate, mut connection) = with_one_in_flight("15s");
+    hookgate.signal("TERM");
+    hookgate.wait_for_log(|line| line["message"] == "draining");
+    gate.open();
+    connection.answer().assert_forwarded(200);
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+    assert_eq!(drained(&hookgate), true);
+    assert!(!hookgate.log_lines().join("\n").contains("cutting off"));
+}
+
+/// Time itself is under test here.
+#[test]
+fn the_deadline_is_kept() {
+    for (drain, seconds) in [("0s", 0.0), ("2s", 2.0)] {
+        let (_upstream, _gate, mut hookgate, mut connection) = with_one_in_flight(drain);
+        let start = Instant::now();
+        hookgate.signal("TERM");
+        let answer = connection.answer();
+        let took = start.elapsed().as_secs_f64();
+        answer.assert_refused(503, "draining");
+        assert_eq!(answer.header("connection"), Some("close"));
+        assert_eq!(hookgate.wait_exit().code(), Some(1));
+        let whole = start.elapsed().as_secs_f64();
+        assert!(took >= seconds && whole < seconds + 3.0, "{drain}: answered {took}, ended {whole}");
+        assert_eq!(drained(&hookgate), false);
+        hookgate.wait_for_log(|line| {
+            line["level"] == "WARN"
+                && line["message"].as_str().is_some_and(|text| text.contains("drain_timeout"))
+        });
+    }
+}
+
+/// Either signal may be the first and the second.
+#[test]
+fn a_second_signal_of_either_kind_ends_at_once_and_says_so() {
+    for (first, second) in [("TERM", "INT"), ("INT", "TERM"), ("INT", "INT")] {
+        let (_upstream, _gate, mut hookgate, _connection) = with_one_in_flight("600s");
+        hookgate.signal(first);
+        hookgate.wait_for_log(|line| line["message"] == "draining");
+        let start = Instant::now();
+        hookgate.signal(second);
+        assert_eq!(hookgate.wait_exit().code(), Some(1));
+        assert!(start.elapsed().as_secs_f64() < 3.0, "{:?}", start.elapsed());
+        assert_eq!(drained(&hookgate), false);
+    }
+}
+
+/// As soon as nobody listens any more, readiness has long said why.
+#[test]
+fn readiness_ends_before_the_listener_does() {
+    for _ in 0..10 {
+        let (_upstream, _gate, hookgate, _connection) = with_one_in_flight("15s");
+        hookgate.signal("TERM");
+        eventually("the listener closes", || {
+            let refused = hookgate.address().connect().is_err();
+            let ready = hookgate.ops("/readyz");
+            assert!(!refused || ready.status == 503, "nobody listens, and {ready:?}");
+            assert!(ready.status == 200 || ready.text().contains("draining"), "{ready:?}");
+            refused.then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_kept_connection_is_told_that_its_next_answer_is_the_last() {
+    let (upstream, gate, mut hookgate, mut held) = with_one_in_flight("15s");
+    upstream.now(|_| Reply::ok());
+    let mut kept = hookgate.connect();
+    kept.send(&Delivery::good().bytes());
+    let answer = kept.answer();
+    answer.assert_forwarded(200);
+    assert_eq!(answer.header("connection"), None);
+    hookgate.signal("TERM");
+    wait_until_nobody_listens(&hookgate);
+    kept.send(&Delivery::good().bytes());
+    let last = kept.answer();
+    last.assert_forwarded(200);
+    assert_eq!(last.header("connection"), Some("close"));
+    kept.assert_closed();
+    // The one in flight since before the signal is told too.
+    gate.open();
+    let answer = held.answer();
+    answer.assert_forwarded(200);
+    assert_eq!(answer.header("connection"), Some("close"));
+    held.assert_closed();
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+}
+
+/// Time itself is under test here. `header_timeout` and `idle_timeout` are far longer.
+#[test]
+fn idle_connections_are_closed_within_about_a_second() {
+    let server = "drain_timeout = \"60s\"\nheader_timeout = \"30s\"\nidle_timeout = \"60s\"";
+    let gate = Gate::new();
+    let upstream = Upstream::listed([Reply::ok(), Reply::held(&gate, Reply::ok())]);
+    let mut hookgate = Setup::new(&upstream).server(server).start();
+    let mut idle = hookgate.connect();
+    idle.send(&Delivery::good().bytes());
+    idle.answer().assert_forwarded(200);
+    let mut silent = hookgate.connect();
+    let mut held = hookgate.connect();
+    held.send(&Delivery::good().bytes());
+    upstream.wait_for(2);
+    hookgate.wait_for_metric("hookgate_connections", &[], 3.0);
+    let start = Instant::now();
+    hookgate.signal("TERM");
+    idle.assert_closed();
+    let after = start.elapsed().as_secs_f64();
+    assert!((0.9..3.0).contains(&after), "idle: {after}");
+    silent.assert_closed();
+    let after = start.elapsed().as_secs_f64();
+    assert!(after < 3.0, "silent: {after}");
+    gate.open();
+    held.answer().assert_forwarded(200);
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+    assert_eq!(drained(&hookgate), true);
+}
+
+/// A head that is on its way when the drain begins is waited for, as long as any head is.
+#[test]
+fn a_head_under_way_at_the_signal_may_finish() {
+    let upstream = Upstream::always(Reply::ok());
+    let mut hookgate = Setup::new(&upstream).server("drain_timeout = \"15s\"").start();
+    let bytes = Delivery::good().bytes();
+    let mut connection = hookgate.connect();
+    connection.send(&bytes[..20]);
+    hookgate.wait_for_metric("hookgate_connections", &[], 1.0);
+    hookgate.signal("TERM");
+    wait_until_nobody_listens(&hookgate);
+    // Longer than idle connections are kept; that is what is under test.
+    assert!(connection.is_quiet_for(Duration::from_millis(1500)));
+    connection.send(&bytes[20..]);
+    let answer = connection.answer();
+    answer.assert_forwarded(200);
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+}
+
+/// The process is stopped while they connect, so that the signal and the connections are there at the same time.
+#[test]
+fn connections_that_wait_in_the_queue_at_the_signal_are_served() {
+    for _ in 0..10 {
+        let upstream = Upstream::always(Reply::ok());
+        let mut hookgate = Setup::new(&upstream).server("drain_timeout = \"15s\"").start();
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        hookgate.signal("STOP");
+        let mut waiting: Vec<_> = (0..20)
+            .map(|_| {
+                let mut connection = hookgate.connect();
+                connection.send(&Delivery::good().bytes());
+                connection
+            })
+            .collect();
+        hookgate.signal("TERM");
+        hookgate.signal("CONT");
+        for connection in &mut waiting {
+            connection.answer().assert_forwarded(200);
+        }
+        assert_eq!(hookgate.wait_exit().code(), Some(0));
+        assert_eq!(upstream.requests().len(), 21);
+    }
+}
+
+/// No permit is free for them at the signal: they get one after the other when the first is done.
+#[test]
+fn connections_beyond_the_limit_at_the_signal_are_served_too() {
+    let gate = Gate::new();
+    let upstream = Upstream::listed([Reply::held(&gate, Reply::ok()), Reply::ok()]);
+    let server = "drain_timeout = \"15s\"\nmax_connections = 1";
+    let mut hookgate = Setup::new(&upstream).server(server).start();
+    let mut all: Vec<_> = (0..10)
+        .map(|turn| {
+            let mut connection = hookgate.connect();
+            connection.send(&Delivery::good().bytes());
+            upstream.wait_for(usize::from(turn == 0));
+            connection
+        })
+        .collect();
+    hookgate.signal("TERM");
+    wait_until_nobody_listens(&hookgate);
+    gate.open();
+    for connection in &mut all {
+        connection.answer().assert_forwarded(200);
+    }
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+    assert_eq!(drained(&hookgate), true);
+    assert_eq!(upstream.requests().len(), 10);
 }

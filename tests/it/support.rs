@@ -4,7 +4,9 @@
 
 mod client;
 mod hookgate;
+mod peer;
 mod samples;
+pub(crate) mod tls;
 mod upstream;
 mod wire;
 
@@ -23,8 +25,9 @@ use sha2::Sha256;
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
     hookgate::{Hookgate, Setup, Webhook, program, run},
+    peer::Peer,
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
-    upstream::{Reply, Upstream},
+    upstream::{Reply, Request, Upstream},
     wire::Address,
 };
 

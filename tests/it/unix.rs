@@ -10,10 +10,13 @@ fn an_upstream_on_a_unix_socket() {
     let upstream = Upstream::on_unix_socket(&dir.path().join("up.sock"), Reply::ok());
     let hookgate = Setup::bare().with(Webhook::to(&upstream.address().url("/hooks/pulumi"))).start();
     let delivery = Delivery::good();
+    let mut sender = hookgate.connect();
     for _ in 0..3 {
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        sender.send(&Delivery::good().bytes());
+        sender.answer().assert_forwarded(200);
     }
-    hookgate.send(&delivery).assert_forwarded(200);
+    sender.send(&delivery.bytes());
+    sender.answer().assert_forwarded(200);
     let requests = upstream.requests();
     assert_eq!(requests.len(), 4);
     assert_eq!(upstream.connections(), 1);

@@ -235,6 +235,10 @@ impl Connection {
         }
     }
 
+    pub(crate) fn over(socket: Socket) -> Self {
+        Self(BufReader::new(socket))
+    }
+
     /// Sends bytes; that the other side has closed already is for the reader to find out.
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         match self.0.get_mut().write_all(bytes) {
@@ -288,6 +292,14 @@ impl Connection {
             Err(error) if is_closed(&error) => {}
             Err(error) => panic!("the connection was not closed: {error}"),
         }
+    }
+
+    /// Reads up to so many bytes, if any come; for those who read slowly.
+    pub(crate) fn read_some(&mut self, count: usize) {
+        let socket = self.0.get_mut();
+        socket.set_read_timeout(Duration::from_millis(10)).unwrap();
+        drop(socket.read(&mut vec![0; count]));
+        socket.set_read_timeout(PATIENCE).unwrap();
     }
 
     /// Reads whatever comes until the other side closes.

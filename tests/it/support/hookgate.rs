@@ -15,7 +15,20 @@ use super::{Address, Answer, Connection, Delivery, Journal, SECRET, TempDir, Ups
 
 /// The program, without the caller's settings in its environment.
 pub(crate) fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hookgate"));
+    program_by(&[])
+}
+
+/// The program, started by another one.
+fn program_by(launcher: &[String]) -> Command {
+    const PROGRAM: &str = env!("CARGO_BIN_EXE_hookgate");
+    let mut command = match launcher {
+        [] => Command::new(PROGRAM),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(PROGRAM);
+            command
+        }
+    };
     command.env_remove("RUST_LOG").env_remove("HOOKGATE_CONFIG").stdin(Stdio::null());
     command
 }
@@ -101,10 +114,13 @@ impl Webhook {
 pub(crate) struct Setup {
     dir: TempDir,
     listen: String,
+    ops_listen: String,
     server_lines: Vec<String>,
     sections: Vec<String>,
     webhooks: Vec<Webhook>,
     environment: Vec<(String, String)>,
+    /// A program with arguments that the service is started by.
+    launcher: Vec<String>,
 }
 
 impl Setup {
@@ -120,10 +136,12 @@ impl Setup {
         Self {
             dir,
             listen: "127.0.0.1:0".to_owned(),
+            ops_listen: "127.0.0.1:0".to_owned(),
             server_lines: Vec::new(),
             sections: Vec::new(),
             webhooks: Vec::new(),
             environment: Vec::new(),
+            launcher: Vec::new(),
         }
     }
 
@@ -134,6 +152,11 @@ impl Setup {
 
     pub(crate) fn listen(mut self, listen: &str) -> Self {
         listen.clone_into(&mut self.listen);
+        self
+    }
+
+    pub(crate) fn ops_listen(mut self, listen: &str) -> Self {
+        listen.clone_into(&mut self.ops_listen);
         self
     }
 
@@ -151,6 +174,12 @@ impl Setup {
 
     pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Has this program, such as `prlimit`, start the service.
+    pub(crate) fn launched_by<S: AsRef<str>>(mut self, launcher: &[S]) -> Self {
+        self.launcher = launcher.iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
@@ -189,9 +218,10 @@ impl Setup {
     /// Writes the config and returns where it is.
     pub(crate) fn write(&self) -> PathBuf {
         let mut config = format!(
-            "[server]\nlisten = {:?}\n{}\n\n[ops]\nlisten = \"127.0.0.1:0\"\n\n{}\n",
+            "[server]\nlisten = {:?}\n{}\n\n[ops]\nlisten = {:?}\n\n{}\n",
             self.listen,
             self.server_lines.join("\n"),
+            self.ops_listen,
             self.sections.join("\n\n"),
         );
         for webhook in &self.webhooks {
@@ -221,7 +251,7 @@ pub(crate) struct Hookgate {
 impl Hookgate {
     fn start(setup: Setup) -> Self {
         let config = setup.write();
-        let mut command = program();
+        let mut command = program_by(&setup.launcher);
         command.arg("run").arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().unwrap();
@@ -237,6 +267,11 @@ impl Hookgate {
     fn listening(&self, listener: &str) -> Address {
         let found = self.log.wait(|lines| lines.iter().find_map(|line| address_in(line, listener)));
         found.unwrap_or_else(|| panic!("no {listener} listener\n{}", self.everything()))
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Where deliveries go.
@@ -327,6 +362,18 @@ impl Hookgate {
         assert!(status.success(), "kill -s {name} {id}: {status}");
     }
 
+    /// A line of `/proc/PID/status`, such as `VmRSS`, in KiB.
+    pub(crate) fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// How many descriptors the process has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     /// Waits for the end of the process; its log's end is the sign.
     #[track_caller]
     pub(crate) fn wait_exit(&mut self) -> ExitStatus {
@@ -351,7 +398,8 @@ impl Drop for Hookgate {
     }
 }
 
-fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
+/// The lines of a stream, read on a thread of its own.
+pub(super) fn journal_of(stream: impl Read + Send + 'static) -> Arc<Journal<String>> {
     let journal = Arc::new(Journal::default());
     let for_thread = Arc::clone(&journal);
     thread::spawn(move || {

@@ -12,8 +12,10 @@ use std::{
     thread,
 };
 
+use rustls::ServerConfig;
+
 use super::{
-    Gate, Journal,
+    Gate, Journal, tls,
     wire::{Address, Head, Socket, read_body, read_head},
 };
 
@@ -137,9 +139,32 @@ impl Upstream {
 
     /// Answers as the script says.
     pub(crate) fn scripted(script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::listening(TcpListener::bind("127.0.0.1:0").unwrap(), script)
+    }
+
+    /// Answers every request alike, at this address.
+    pub(crate) fn at(address: &str, reply: Reply) -> Self {
+        let listener = TcpListener::bind(address).unwrap_or_else(|error| panic!("{address}: {error}"));
+        Self::listening(listener, move |_| reply.clone())
+    }
+
+    fn listening(listener: TcpListener, script: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let address = Address::Tcp(listener.local_addr().unwrap());
         Self::serve(address, script, move || Some(Socket::Tcp(listener.accept().ok()?.0)))
+    }
+
+    /// Answers every request alike, over TLS.
+    pub(crate) fn over_tls(config: Arc<ServerConfig>, reply: Reply) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let script = move |_: &Request| reply.clone();
+        Self::serve(address, script, move || tls::accept(listener.accept().ok()?.0, Arc::clone(&config)).ok())
+    }
+
+    /// The URL of the path that the tests use, over TLS, with this name in it.
+    pub(crate) fn https(&self, host: &str) -> String {
+        let Address::Tcp(address) = &self.address else { panic!("TLS over TCP only") };
+        format!("https://{host}:{}/upstream", address.port())
     }
 
     /// Answers every request alike, on a unix socket.

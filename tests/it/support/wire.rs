@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::PATIENCE;
+use super::{PATIENCE, tls::Secured};
 
 /// Where something listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,11 +44,12 @@ impl Address {
     }
 }
 
-/// A stream socket of either family.
+/// A stream socket of either family, or one that speaks TLS.
 #[derive(Debug)]
 pub(crate) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Secured),
 }
 
 impl Socket {
@@ -61,6 +62,7 @@ impl Socket {
                 stream.set_write_timeout(Some(PATIENCE))
             }
             Self::Unix(stream) => stream.set_write_timeout(Some(PATIENCE)),
+            Self::Tls(_) => Ok(()),
         }
     }
 
@@ -68,6 +70,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.set_read_timeout(Some(limit)),
             Self::Unix(stream) => stream.set_read_timeout(Some(limit)),
+            Self::Tls(stream) => stream.set_read_timeout(limit),
         }
     }
 
@@ -75,6 +78,7 @@ impl Socket {
         match self {
             Self::Tcp(stream) => stream.shutdown(how),
             Self::Unix(stream) => stream.shutdown(how),
+            Self::Tls(stream) => stream.shutdown(how),
         }
     }
 }
@@ -84,6 +88,7 @@ impl Read for Socket {
         match self {
             Self::Tcp(stream) => stream.read(buffer),
             Self::Unix(stream) => stream.read(buffer),
+            Self::Tls(stream) => stream.read(buffer),
         }
     }
 }
@@ -93,11 +98,15 @@ impl Write for Socket {
         match self {
             Self::Tcp(stream) => stream.write(buffer),
             Self::Unix(stream) => stream.write(buffer),
+            Self::Tls(stream) => stream.write(buffer),
         }
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        match self {
+            Self::Tcp(_) | Self::Unix(_) => Ok(()),
+            Self::Tls(stream) => stream.flush(),
+        }
     }
 }
 

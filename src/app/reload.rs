@@ -1,0 +1,322 @@
+//! Reloads the configuration while the service runs: at SIGHUP, and when one of its files has changed.
+//!
+//! A configuration is put in force as a whole or not at all, and only if its files stood still while they were read.
+//! A request keeps the webhooks that were in force when its head was complete, secrets included. Reading happens on a
+//! thread of its own, so that slow files hold up neither requests nor the end.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+use tracing::{error, info, warn};
+
+use super::{BuildError, watch::Watch};
+use crate::{
+    config::{Config, Mistake, Report},
+    delivery::{
+        dedupe,
+        destination::{self, Destination},
+    },
+    ingress::{
+        receive::Gate,
+        rejection::Outcome,
+        route::{self, Routes, Webhook},
+        server, tls as server_tls,
+    },
+    ops::{self, log, metrics::Metrics},
+    tls::Authorities,
+    upstream::{Tls, Upstream, target},
+};
+
+/// Where the configuration comes from, and what of it is in force until a restart.
+#[derive(Debug)]
+pub(super) struct Source {
+    pub(super) path: PathBuf,
+    pub(super) files: Vec<PathBuf>,
+    pub(super) ops: ops::Settings,
+    pub(super) dedupe: dedupe::Settings,
+    pub(super) format: log::Format,
+    pub(super) log: Option<log::Control>,
+    pub(super) told: Mutex<Told>,
+}
+
+/// What a reload acts on.
+#[derive(Debug)]
+pub(super) struct Serving {
+    pub(super) settings: server::Settings,
+    pub(super) tls: Option<server_tls::Tls>,
+    pub(super) gate: Gate,
+    pub(super) lanes: usize,
+}
+
+/// What the log has said of the configuration in force: it is not said again at each reload.
+#[derive(Debug)]
+pub(super) struct Told {
+    warnings: Vec<Mistake>,
+    restart: Vec<&'static str>,
+}
+
+impl Told {
+    /// At the start, only the warnings were told.
+    pub(super) const fn about(warnings: Vec<Mistake>) -> Self {
+        Self { warnings, restart: Vec::new() }
+    }
+}
+
+/// How often files that change while they are read are read again before it is left to [`Watch::changed`].
+const ATTEMPTS: usize = 3;
+
+/// Watches SIGHUP. From then on it does not end the process any more.
+pub(super) fn hangups() -> Option<Signal> {
+    signal(SignalKind::hangup())
+        .map_err(|error| {
+            warn!(%error, "SIGHUP cannot be watched; changed files are noticed all the same");
+        })
+        .ok()
+}
+
+impl Source {
+    /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
+    pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
+        let this = Arc::new((self, serving));
+        let mut watch = Watch::new(this.0.files.clone());
+        loop {
+            let hangup = async {
+                match &mut hangups {
+                    Some(hangups) => hangups.recv().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = hangup => {}
+                () = watch.changed() => {}
+            }
+            let (worker, files) = (Arc::clone(&this), watch.files().to_vec());
+            let reloaded = aside(move || {
+                let (source, serving) = &*worker;
+                source.reload(serving, files)
+            });
+            match reloaded.await {
+                Some(looked) => watch = looked,
+                None => error!("the configuration was not reloaded: the thread that reads it failed"),
+            }
+        }
+    }
+
+    /// Puts the file's configuration in force, or leaves the one that is. The files as they looked before.
+    fn reload(&self, serving: &Serving, files: Vec<PathBuf>) -> Watch {
+        let (mut watch, loaded) = self.load(files);
+        let Some(loaded) = loaded else {
+            info!("the configuration's files are changing: it is reloaded when they have come to rest");
+            return watch;
+        };
+        let done = match loaded {
+            Ok(config) => {
+                let files = config.files.clone();
+                let done = self.put_in_force(config, serving);
+                if done {
+                    watch.only(&files);
+                }
+                done
+            }
+            Err(report) => {
+                for mistake in report.mistakes() {
+                    error!(mistake = %mistake, "the new configuration is wrong");
+                }
+                false
+            }
+        };
+        if done {
+            info!("the configuration was reloaded");
+        } else {
+            error!("the configuration was not reloaded: the old one stays in force");
+        }
+        serving.gate.metrics.reload(done);
+        watch
+    }
+
+    /// Reads the file and what it names, until nothing changed meanwhile: halves of two versions are no configuration.
+    /// `None`: it never came to rest. What a wrong configuration names is watched too, as it may be what is missing.
+    fn load(&self, mut files: Vec<PathBuf>) -> (Watch, Option<Result<Config, Report>>) {
+        let mut attempt = 1;
+        loop {
+            let watch = Watch::new(files);
+            let loaded = Config::load(&self.path);
+            let named = loaded.as_ref().map_or_else(Report::files, |config| &config.files);
+            if watch.stood_still(named) {
+                return (watch, Some(loaded));
+            }
+            if attempt == ATTEMPTS {
+                return (watch, None);
+            }
+            attempt += 1;
+            files = watch.and(named);
+        }
+    }
+
+    fn put_in_force(&self, config: Config, serving: &Serving) -> bool {
+        let Serving { settings, tls, gate, lanes } = serving;
+        let restart = self.restart_for(settings, tls.is_some(), &config);
+        let old = gate.routes.load_full();
+        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
+        let routes = routes(webhooks, &gate.metrics, *lanes, &old).and_then(|routes| {
+            if let (Some(tls), Some(new)) = (tls, &config.tls) {
+                tls.replace(&new.identity)?;
+            }
+            Ok(routes)
+        });
+        let routes = match routes {
+            Ok(routes) => routes,
+            Err(error) => {
+                error!(%error, "the new configuration is wrong");
+                return false;
+            }
+        };
+        if let Some(log) = &self.log {
+            log.set_level(&config.log.level);
+        }
+        self.tell(config.warnings, restart);
+        gate.routes.store(Arc::new(routes));
+        true
+    }
+
+    /// The keys whose new values wait for a restart.
+    fn restart_for(&self, old: &server::Settings, tls: bool, config: &Config) -> Vec<&'static str> {
+        let server::Settings {
+            listen,
+            max_body,
+            max_header,
+            max_connections,
+            max_inflight_bytes,
+            header_timeout,
+            body_timeout,
+            idle_timeout,
+            drain_timeout,
+        } = &config.server;
+        [
+            ("server.listen", *listen != old.listen),
+            ("server.tls", config.tls.is_some() != tls),
+            ("server.max_body", *max_body != old.max_body),
+            ("server.max_header", *max_header != old.max_header),
+            ("server.max_connections", *max_connections != old.max_connections),
+            ("server.max_inflight_bytes", *max_inflight_bytes != old.max_inflight_bytes),
+            ("server.header_timeout", *header_timeout != old.header_timeout),
+            ("server.body_timeout", *body_timeout != old.body_timeout),
+            ("server.idle_timeout", *idle_timeout != old.idle_timeout),
+            ("server.drain_timeout", *drain_timeout != old.drain_timeout),
+            ("ops.listen", config.ops != self.ops),
+            ("dedupe.window", config.dedupe != self.dedupe),
+            ("log.format", config.log.format != self.format),
+        ]
+        .into_iter()
+        .filter_map(|(key, changed)| changed.then_some(key))
+        .collect()
+    }
+
+    /// Says what is doubtful and what waits for a restart, as far as it was not said before.
+    fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in &warnings {
+            // Where in the file it stands may have moved.
+            if !told.warnings.iter().any(|known| known.key == warning.key && known.text == warning.text) {
+                warn!(warning = %warning, "doubtful configuration");
+            }
+        }
+        if !restart.is_empty() && restart != told.restart {
+            warn!(
+                keys = restart.join(", "),
+                "changed keys need a restart: the old values stay in force until then"
+            );
+        }
+        *told = Told { warnings, restart };
+    }
+}
+
+/// Does work that may take long, or for ever, away from the threads that serve.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, result) = oneshot::channel();
+    let thread = thread::Builder::new().name("reload".into()).spawn(move || drop(done.send(work())));
+    match thread {
+        // The end of the service does not wait for it.
+        Ok(_thread) => result.await.ok(),
+        Err(error) => {
+            error!(%error, "cannot start a thread");
+            None
+        }
+    }
+}
+
+/// Prepares the webhooks of a configuration. What of the `old` ones did not change keeps its open connections.
+pub(super) fn routes(
+    settings: impl Iterator<Item = route::Settings>,
+    metrics: &Metrics,
+    lanes: usize,
+    old: &Routes,
+) -> Result<Routes, BuildError> {
+    let mut platform = None;
+    settings
+        .filter_map(|mut settings| {
+            // Without a queue there is exactly one, which the configuration has made sure of.
+            let destination = settings.destinations.pop()?;
+            Some((settings, destination))
+        })
+        .map(|(settings, destination)| {
+            let tls = towards(&settings.name, &destination, &mut platform)?;
+            let handles = metrics.destination(&settings.name, &destination.name);
+            let upstream = upstream(&destination, tls, lanes, old.find(&settings.path));
+            let destination = Destination::new(&destination, &settings.name, upstream, handles);
+            let secrets = settings.verifier.keys().iter().map(|key| key.name());
+            let webhook = Webhook {
+                metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
+                name: settings.name,
+                verifier: settings.verifier,
+                filter: settings.filter,
+                destination,
+            };
+            Ok((settings.path, webhook))
+        })
+        .collect()
+}
+
+/// The upstream of a destination: that of the webhook's destination before, if it is the same. With TLS it is not,
+/// since certificates may have changed.
+fn upstream(
+    destination: &destination::Settings,
+    tls: Option<Tls>,
+    lanes: usize,
+    before: Option<&Webhook>,
+) -> Arc<Upstream> {
+    let destination::Settings { target, timeout, .. } = destination;
+    match before.map(|webhook| &webhook.destination.upstream) {
+        Some(upstream) if tls.is_none() && upstream.is_for(target, *timeout) => Arc::clone(upstream),
+        _ => Arc::new(Upstream::new(target.clone(), tls, *timeout, lanes)),
+    }
+}
+
+/// TLS towards a destination that has it. The platform's roots are read once.
+fn towards(
+    webhook: &str,
+    destination: &destination::Settings,
+    platform: &mut Option<Authorities>,
+) -> Result<Option<Tls>, BuildError> {
+    let target::Address::Tcp { tls: true, .. } = destination.target.address else { return Ok(None) };
+    let authorities = match (&destination.ca, &platform) {
+        (Some(own), _) => own.clone(),
+        (None, Some(known)) => known.clone(),
+        (None, None) => {
+            let roots = Authorities::platform().map_err(|source| BuildError::NoRoots {
+                webhook: webhook.to_owned(),
+                destination: destination.name.clone(),
+                source,
+            })?;
+            platform.insert(roots).clone()
+        }
+    };
+    Ok(Some(Tls::try_new(&authorities, destination.identity.as_ref())?))
+}

@@ -1,0 +1,159 @@
+//! Files of certificates and keys: `server.tls`, and `identity` and `ca` of a destination.
+//!
+//! They are read and checked here, so that what is wrong with them is reported with everything else. What was read
+//! of a key is cleared from memory, and no text repeats it.
+
+use std::{
+    fmt::Display,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    origin::{read_bounded, warn_of_writers},
+    reader::Item,
+};
+use crate::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
+
+/// The files of a certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The certificate, and those of its issuers.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+}
+
+/// The longest file, in bytes. The certificates of every public authority together have a quarter of this.
+const MAX_PEM: usize = 1 << 20;
+
+/// `{ cert = "…", key = "…" }`.
+pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
+    let context = item.context;
+    let mut table = item.table("{ cert = \"…\", key = \"…\" }, both of them PEM files")?;
+    let cert = table.require("cert", "write cert = \"/etc/hookgate/tls.crt\", a PEM file");
+    let key = table.require("key", "write key = \"/etc/hookgate/tls.key\", a PEM file");
+    let (at, name, cert_name) = (table.at, table.key.clone(), table.path("cert"));
+    table.finish();
+
+    let cert_at = cert.as_ref().map_or(at, |cert| cert.at);
+    let certificates = cert.and_then(|item| certificates(&item));
+    let key = key.and_then(|item| private_key(&item));
+    let ((cert, certificates), (key, private)) = (certificates?, key?);
+    match Identity::try_new(certificates, &private) {
+        Ok(identity) => Some((identity, IdentityFiles { cert, key })),
+        Err(IdentityError::Mismatch) => {
+            let text = format_args!(
+                "the key in {} does not belong to the first certificate in {}: put the two together that were made for each other, the server's own certificate first",
+                key.display(),
+                cert.display()
+            );
+            context.mistake(at, &name, text);
+            None
+        }
+        Err(IdentityError::Certificate) => {
+            let text = format_args!(
+                "the first certificate in {} cannot be read: it has to be X.509",
+                cert.display()
+            );
+            context.mistake(cert_at, &cert_name, text);
+            None
+        }
+    }
+}
+
+/// A path. Who wrote the content of the file in its place finds it in no report.
+fn path<'c>(item: &Item<'c>) -> Option<&'c Path> {
+    let text = item.text("a path in quotes")?;
+    if text.contains("-----") || text.contains(char::is_control) {
+        item.mistake("has to be the path of a PEM file: write its content into a file, and the path here");
+        return None;
+    }
+    Some(Path::new(text))
+}
+
+fn certificates(item: &Item<'_>) -> Option<(PathBuf, Certificates)> {
+    let path = path(item)?;
+    let put = "put the PEM certificate there, followed by those of its issuers";
+    read(item, path, put, |pem| Certificates::parse(pem).map_err(|error| wrong_certificates(path, error)))
+}
+
+fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
+    let path = path(item)?;
+    let put = "put the PEM private key there, readable for hookgate's user";
+    warn_of_writers(item, path);
+    warn_of_readers(item, path);
+    read(item, path, put, |pem| Key::parse(pem).map_err(|error| wrong_key(path, error)))
+}
+
+/// `ca`: the authorities to trust.
+pub(super) fn authorities(item: &Item<'_>) -> Option<(PathBuf, Authorities)> {
+    let path = path(item)?;
+    let put = "put the PEM certificates of the authorities to trust there";
+    warn_of_writers(item, path);
+    read(item, path, put, |pem| Authorities::parse(pem).map_err(|error| wrong_certificates(path, error)))
+}
+
+/// The file's path, and what is in it. `put` says what has to be there.
+fn read<T>(
+    item: &Item<'_>,
+    path: &Path,
+    put: &str,
+    parse: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Option<(PathBuf, T)> {
+    item.context.name_file(path);
+    let mistake = |text: &dyn Display| item.mistake(text);
+    match read_bounded(path, MAX_PEM) {
+        Ok(content) => match parse(&content) {
+            Ok(parsed) => return Some((path.to_owned(), parsed)),
+            Err(text) => mistake(&text),
+        },
+        Err(error) => mistake(&format_args!("{error}; {put}")),
+    }
+    None
+}
+
+fn wrong_certificates(path: &Path, error: CertificatesError) -> String {
+    let path = path.display();
+    match error {
+        CertificatesError::Missing => {
+            format!("{path} holds no certificate: it has to be in PEM, with -----BEGIN CERTIFICATE-----")
+        }
+        CertificatesError::Broken => {
+            format!("{path} is not whole: it has to be PEM certificates, each from BEGIN to END")
+        }
+        CertificatesError::Unusable => {
+            format!(
+                "a certificate in {path} cannot be read: each has to be X.509, remove the one that is not"
+            )
+        }
+    }
+}
+
+fn wrong_key(path: &Path, error: KeyError) -> String {
+    let path = path.display();
+    match error {
+        KeyError::Missing => {
+            format!("{path} holds no private key: it has to be in PEM, with -----BEGIN PRIVATE KEY-----")
+        }
+        KeyError::Broken => format!("{path} is not whole: it has to be a PEM private key from BEGIN to END"),
+        KeyError::Encrypted => format!(
+            "the private key in {path} is encrypted, and nobody is there to type its passphrase: decrypt it, e.g. with `openssl pkey -in OLD -out NEW`"
+        ),
+        KeyError::Unusable => format!(
+            "the private key in {path} is none that can be used: it has to be ECDSA (P-256 or P-384), Ed25519, or RSA of 2048 to 4096 bits"
+        ),
+    }
+}
+
+/// Whoever may read a private key can be who it says. A group is left alone: Kubernetes lets a Pod's group read.
+fn warn_of_readers(item: &Item<'_>, path: &Path) {
+    let Ok(metadata) = path.metadata() else { return };
+    let mode = metadata.permissions().mode() & 0o777;
+    if metadata.is_file() && mode & 0o004 != 0 {
+        item.warning(format_args!(
+            "everybody on this machine may read {} (mode {mode:04o}): chmod o-r it",
+            path.display()
+        ));
+    }
+}
