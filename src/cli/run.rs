@@ -38,9 +38,11 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
     let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
-    let _entered = runtime.enter();
     // Watched before anything is bound: an end that comes early is not lost.
-    let (shutdown, now) = app::signals().map_err(|error| failed("signals cannot be watched", error))?;
+    let (shutdown, now) = {
+        let _entered = runtime.enter();
+        app::signals().map_err(|error| failed("signals cannot be watched", error))?
+    };
 
     let (sink, flush) =
         Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
@@ -58,6 +60,8 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         BuildError::NoRoots { .. } => Failure::Usage(error.to_string()),
     });
     let drained = app.map(|app| runtime.block_on(app.run(shutdown, now)));
+    // A name that is still being resolved is nobody's any more: the end does not wait for the resolver.
+    runtime.shutdown_background();
     flush.finish();
     Ok(match drained? {
         Drained::Completely => Ended::Well,

@@ -25,6 +25,7 @@ use tokio::{
     net::{TcpStream, UnixStream, lookup_host},
     task::AbortHandle,
     time::Instant,
+    time::timeout,
 };
 use tokio_rustls::TlsConnector;
 
@@ -99,11 +100,22 @@ impl Connector {
     }
 }
 
-/// Resolves the name, and takes the first of its addresses that answers.
+/// How long an address may take while there is another one to try. One that swallows packets would otherwise use up
+/// the whole time of an attempt.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Resolves the name, and takes the first of its addresses that answers. The caller bounds the whole.
 async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    for address in lookup_host((host, port)).await? {
-        match TcpStream::connect(address).await {
+    let mut addresses = lookup_host((host, port)).await?.peekable();
+    while let Some(address) = addresses.next() {
+        let connecting = TcpStream::connect(address);
+        let connected = if addresses.peek().is_some() {
+            timeout(PATIENCE, connecting).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            connecting.await
+        };
+        match connected {
             Ok(socket) => {
                 // Requests are written whole; waiting to fill a segment would only delay them.
                 socket.set_nodelay(true)?;

@@ -1,7 +1,5 @@
 //! The contract, black box: the built program over real sockets, with a scripted upstream behind it.
 
-#![expect(clippy::string_slice, reason = "the texts are our own, and a test may fail by a panic")]
-
 #[cfg(test)]
 mod answers;
 #[cfg(test)]
