@@ -95,7 +95,7 @@ impl Handler for Gate {
         connection: &Arc<Shared>,
     ) -> Response<Full<Bytes>> {
         let began = Instant::now();
-        self.metrics.inflight_requests.inc();
+        let in_flight = InFlight::new(&self.metrics);
         let (head, body) = request.into_parts();
         let routes = self.routes.load();
         let mut trail = Trail { body_read: body.is_end_stream(), ..Trail::default() };
@@ -130,7 +130,7 @@ impl Handler for Gate {
             connection.leave_unread();
         }
         let duration = began.elapsed();
-        self.metrics.inflight_requests.dec();
+        drop(in_flight);
         trail
             .webhook
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
@@ -145,6 +145,22 @@ impl Handler for Gate {
         } else {
             self.metrics.connections.dec();
         }
+    }
+}
+
+/// Counts a request while it is being served, however that ends.
+struct InFlight<'m>(&'m Metrics);
+
+impl<'m> InFlight<'m> {
+    fn new(metrics: &'m Metrics) -> Self {
+        metrics.inflight_requests.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.inflight_requests.dec();
     }
 }
 
