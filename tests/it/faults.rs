@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::Read,
+    net::UdpSocket,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Child, Stdio},
@@ -11,8 +12,8 @@ use std::{
 };
 
 use crate::support::{
-    Address, Connection, Delivery, Hookgate, Instant, Reply, SECRET, Setup, Upstream, Webhook, eventually,
-    program, signed,
+    Address, Connection, Delivery, Hookgate, Instant, PATIENCE, Reply, SECRET, Setup, Upstream, Webhook,
+    eventually, program, signed,
 };
 
 const PAUSING: &str = "cannot accept a connection, pausing";
@@ -202,6 +203,17 @@ fn a_log_that_is_read_again_says_what_it_lacks() {
     assert_eq!(written + lacking, 10_000 + 5);
 }
 
+/// Starts the service in a world where files of its folder stand in the place of the system's.
+fn in_place_of(setup: Setup, files: &[(&str, &str)]) -> Hookgate {
+    let mounts: String = files
+        .iter()
+        .map(|(name, system)| format!("mount --bind '{}' {system} && ", setup.dir().join(name).display()))
+        .collect();
+    // Both become the service, so that signals reach it.
+    let launcher = ["unshare", "--mount", "sh", "-c", &format!("{mounts}exec \"$@\""), "sh"];
+    setup.launched_by(&launcher).start()
+}
+
 /// The service in a world where the test says which name has which address.
 fn resolving(hosts: &str, upstream: &Webhook) -> (Hookgate, PathBuf) {
     let setup = Setup::bare()
@@ -209,23 +221,9 @@ fn resolving(hosts: &str, upstream: &Webhook) -> (Hookgate, PathBuf) {
         .file("nsswitch.conf", "hosts: files\n")
         .section("[dedupe]\nwindow = \"0s\"")
         .with(upstream.clone());
-    let file = |name: &str| setup.dir().join(name).to_str().unwrap().to_owned();
-    let (hosts, switch) = (file("hosts"), file("nsswitch.conf"));
-    let launcher = [
-        "bwrap",
-        "--die-with-parent",
-        "--dev-bind",
-        "/",
-        "/",
-        "--bind",
-        &hosts,
-        "/etc/hosts",
-        "--bind",
-        &switch,
-        "/etc/nsswitch.conf",
-    ];
-    let launcher = launcher.map(ToOwned::to_owned);
-    (setup.launched_by(&launcher).start(), PathBuf::from(hosts))
+    let hosts = setup.dir().join("hosts");
+    let files = [("hosts", "/etc/hosts"), ("nsswitch.conf", "/etc/nsswitch.conf")];
+    (in_place_of(setup, &files), hosts)
 }
 
 /// In place: the file is a mount in the service's world.
@@ -259,6 +257,27 @@ fn a_name_that_changes_its_address_or_goes_is_resolved_anew() {
     write(&hosts, "127.0.0.3 upstream.test\n127.0.0.2 upstream.test\n");
     hookgate.send(&Delivery::good()).assert_forwarded(200);
     assert_eq!((first.requests().len(), second.requests().len()), (2, 2));
+}
+
+/// The resolver would wait for half a minute; the end of the service does not.
+#[test]
+fn a_name_server_that_never_answers_does_not_hold_up_the_end() {
+    let silent = UdpSocket::bind("127.61.61.61:53").unwrap();
+    let webhook = Webhook::to("http://upstream.test:9/upstream").destination("timeout = \"60s\"");
+    let setup = Setup::bare()
+        .file("nsswitch.conf", "hosts: dns\n")
+        .file("resolv.conf", "nameserver 127.61.61.61\noptions timeout:30 attempts:1\n")
+        .server("drain_timeout = \"1s\"")
+        .with(webhook);
+    let files = [("nsswitch.conf", "/etc/nsswitch.conf"), ("resolv.conf", "/etc/resolv.conf")];
+    let mut hookgate = in_place_of(setup, &files);
+    let mut connection = hookgate.connect();
+    connection.send(&Delivery::good().bytes());
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    silent.recv(&mut [0; 512]).unwrap();
+    hookgate.signal("TERM");
+    connection.answer().assert_refused(503, "draining");
+    assert_eq!(hookgate.wait_exit().code(), Some(1));
 }
 
 #[test]
