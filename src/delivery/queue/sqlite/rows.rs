@@ -11,6 +11,7 @@ use rusqlite::{
     Row,
     types::{FromSqlError, Value},
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
     destination::Parcel,
@@ -68,6 +69,11 @@ fn from_integer(number: i64) -> u64 {
 
 fn small<T: TryFrom<i64>>(number: i64, most: T) -> T {
     T::try_from(number).unwrap_or(most)
+}
+
+/// What the index of IDs holds of an ID.
+pub(super) fn hash_of(id: &str) -> i64 {
+    i64::from_ne_bytes(xxh3_64(id.as_bytes()).to_ne_bytes())
 }
 
 /// The columns of [`parcel`].
@@ -167,7 +173,8 @@ pub(super) fn condition(filter: &Filter) -> (String, Vec<Value>) {
         let job = id.parse().ok().map(|Key { delivery, recipient }| {
             ("(job.delivery = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
         });
-        std::iter::once(("delivery.id = ?", vec![text(id)])).chain(job)
+        let by_id = ("(delivery.id_hash = ? AND delivery.id = ?)", vec![hash_of(id).into(), text(id)]);
+        std::iter::once(by_id).chain(job)
     }));
     all.any(states.iter().map(|state| ("job.state = ?", vec![state.name().to_owned().into()])));
     all.any(webhook.iter().map(|name| ("recipient.webhook = ?", vec![text(name)])));
