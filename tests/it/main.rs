@@ -29,6 +29,8 @@ mod ops;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod relay;
 #[cfg(test)]
 mod reload;
