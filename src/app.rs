@@ -320,6 +320,8 @@ impl App {
 /// If the signals cannot be watched.
 pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let (mut first, mut second) = (Signals::watch()?, Signals::watch()?);
+    // A file that may not grow is an error to be handled, as any other; unwatched, this signal would end the process.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
     let second = async move {
         second.next().await;
         second.next().await;

@@ -9,6 +9,8 @@ mod bytes;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod duplicates;
 #[cfg(test)]
 mod faults;
@@ -42,6 +44,8 @@ mod secrets;
 mod shutdown;
 #[cfg(test)]
 mod signatures;
+#[cfg(test)]
+mod store;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

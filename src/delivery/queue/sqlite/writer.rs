@@ -238,7 +238,9 @@ impl Writer {
                 now: now(),
             };
             let executed = work.run(commands)?;
+            step!("commit");
             transaction.commit()?;
+            step!("answer");
             Ok(executed)
         })();
         if result.is_err() {
