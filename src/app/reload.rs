@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{BuildError, watch::Watch};
 use crate::{
-    config::{Config, Mistake, Report},
+    config::{Config, Look, Mistake, Report},
     delivery::{
         dedupe,
         destination::{self, Destination},
@@ -39,6 +39,7 @@ use crate::{
 pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) files: Vec<PathBuf>,
+    pub(super) looks: Vec<Look>,
     pub(super) ops: ops::Settings,
     pub(super) dedupe: dedupe::Settings,
     pub(super) format: log::Format,
@@ -85,7 +86,7 @@ impl Source {
     /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
     pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
         let this = Arc::new((self, serving));
-        let mut watch = Watch::new(this.0.files.clone());
+        let mut watch = Watch::since(this.0.files.clone(), this.0.looks.clone());
         loop {
             let hangup = async {
                 match &mut hangups {

@@ -466,3 +466,106 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
     hookgate.send(&Delivery::good()).assert_forwarded(200);
 }
+
+/// Whoever holds back the ends of large bodies keeps no small one out, however many there are. No secret is needed
+/// for a signature that is only well-formed.
+#[test]
+fn large_bodies_that_do_not_end_keep_no_small_one_out() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .server("max_inflight_bytes = \"4MiB\"")
+        .server("max_connections = 100")
+        .server("body_timeout = \"10m\"")
+        .start();
+    let large = Delivery::new("environment_revision", vec![b'x'; 1 << 20]).forged();
+    let mut senders: Vec<_> = (0..20).map(|_| hookgate.connect()).collect();
+    for sender in &mut senders {
+        sender.send(&large.head_bytes());
+        sender.send(&large.the_body()[..large.the_body().len() - 1]);
+    }
+    // Until all have sent what they want, or were told that there is no room.
+    eventually("all but two are refused", || {
+        let metrics = hookgate.metrics();
+        let refused =
+            metrics.value("hookgate_requests_total", &[("webhook", "webhook-1"), ("outcome", "overloaded")]);
+        let held = metrics.value("hookgate_inflight_bytes", &[]);
+        (refused == Some(18.0) && held == Some(2.0 * f64::from((1 << 20) - 1))).then_some(())
+    });
+    for _ in 0..10 {
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+    }
+    drop(senders);
+    hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
+}
+
+/// Announcing a long body and sending next to nothing of it costs next to no memory.
+#[test]
+fn what_is_only_announced_takes_no_memory() {
+    const SENDERS: u32 = 60;
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).server("body_timeout = \"10m\"").start();
+    let mut senders: Vec<_> = (0..SENDERS).map(|_| hookgate.connect()).collect();
+    let head = Delivery::good().with("Content-Length", "1048576").head_bytes();
+    senders.iter_mut().for_each(|sender| sender.send(&head));
+    hookgate.wait_for_metric("hookgate_inflight_requests", &[], f64::from(SENDERS));
+    let before = hookgate.memory("VmData");
+    // The first byte stays where it is; with the second, there has to be a place for both.
+    for byte in 1..=2 {
+        senders.iter_mut().for_each(|sender| sender.send(b"x"));
+        hookgate.wait_for_metric("hookgate_inflight_bytes", &[], f64::from(byte * SENDERS));
+    }
+    let grown = hookgate.memory("VmData") - before;
+    println!("{grown} KiB more for {SENDERS} announced MiB");
+    assert!(grown < u64::from(SENDERS) * 256, "{grown} KiB more for {SENDERS} announced MiB");
+}
+
+/// A sender that breaks off in whatever way leaves nothing behind, also where nobody is left to answer.
+#[test]
+fn requests_whose_sender_is_gone_are_in_flight_no_more() {
+    let gate = Gate::new();
+    let upstream = Upstream::always(Reply::held(&gate, Reply::ok()));
+    let hookgate = Setup::new(&upstream).start();
+    let in_flight = |count| hookgate.wait_for_metric("hookgate_inflight_requests", &[], count);
+    let whole = Delivery::good().bytes();
+    for reset in [false, true] {
+        let mut sender = hookgate.connect();
+        sender.send(&whole[..whole.len() - 1]);
+        in_flight(1.0);
+        if reset {
+            sender.reset();
+        } else {
+            drop(sender);
+        }
+        in_flight(0.0);
+    }
+    // What came whole is finished all the same.
+    let mut sender = hookgate.connect();
+    sender.send(&whole);
+    upstream.wait_for(1);
+    sender.reset();
+    gate.open();
+    in_flight(0.0);
+    hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
+}
+
+/// As many connections may be open as `max_connections` says, before any of them has to give way.
+#[test]
+fn no_connection_gives_way_before_all_are_taken() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).server("max_connections = 3").start();
+    let mut two: Vec<_> = (0..2).map(|_| hookgate.connect()).collect();
+    hookgate.wait_for_metric("hookgate_connections", &[], 2.0);
+    for _ in 0..3 {
+        for connection in &mut two {
+            connection.send(&Delivery::good().forged().bytes());
+            let answer = connection.answer();
+            answer.assert_refused(401, "bad_signature");
+            assert_eq!(answer.header("connection"), None, "{answer:?}");
+        }
+    }
+    let mut third = hookgate.connect();
+    third.send(&Delivery::good().forged().bytes());
+    let answer = third.answer();
+    answer.assert_refused(401, "bad_signature");
+    assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
+}

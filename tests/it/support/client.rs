@@ -316,6 +316,11 @@ impl Connection {
         assert!(head.first_line.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}");
     }
 
+    /// Breaks off, without a regular end.
+    pub(crate) fn reset(self) {
+        self.0.get_ref().reset_on_drop().unwrap();
+    }
+
     /// Says that nothing more will be sent, and goes on reading.
     pub(crate) fn finish_sending(&mut self) -> io::Result<()> {
         self.0.get_ref().shutdown(Shutdown::Write)
