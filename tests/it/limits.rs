@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    Answer, Connection, Delivery, Gate, Instant, PATIENCE, Reply, Setup, Upstream, Webhook, eventually,
+    Answer, Connection, Delivery, Gate, Hookgate, Instant, PATIENCE, Reply, Setup, Upstream, Webhook,
+    eventually, tls::Authority,
 };
 
 /// Sends a byte of this now and then, until the other side answers or closes.
@@ -396,7 +397,7 @@ fn an_upstream_that_never_stops_is_stopped() {
 }
 
 /// Resident memory of the service, in bytes.
-fn resident(hookgate: &crate::support::Hookgate) -> usize {
+fn resident(hookgate: &Hookgate) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", hookgate.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
@@ -404,11 +405,37 @@ fn resident(hookgate: &crate::support::Hookgate) -> usize {
 
 /// The bound that README and SECURITY state: the bodies that are held, so much for each connection, and the program.
 const FOR_A_CONNECTION: usize = 80 << 10;
+const FOR_A_TLS_CONNECTION: usize = 160 << 10;
 const FOR_THE_PROGRAM: usize = 32 << 20;
 
 /// A thousand senders that take their time, each with as much as it may have, and a good one among them.
 #[test]
 fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
+    a_thousand_slow_senders(Setup::new, |hookgate| hookgate.connect(), FOR_A_CONNECTION);
+}
+
+/// The same over TLS, which has buffers of its own.
+#[test]
+fn a_thousand_slow_senders_over_tls_take_bounded_memory() {
+    let authority = Authority::new("a");
+    let pair = authority.issue(&["localhost"]);
+    a_thousand_slow_senders(
+        |upstream| {
+            Setup::new(upstream)
+                .file("tls.crt", &pair.cert)
+                .file("tls.key", &pair.key)
+                .server("tls = { cert = \"{dir}/tls.crt\", key = \"{dir}/tls.key\" }")
+        },
+        |hookgate| authority.open(hookgate.address()).unwrap().0,
+        FOR_A_TLS_CONNECTION,
+    );
+}
+
+fn a_thousand_slow_senders(
+    setup: impl Fn(&Upstream) -> Setup,
+    connect: impl Fn(&Hookgate) -> Connection,
+    for_a_connection: usize,
+) {
     // This process needs a descriptor for each of them, and so does its child.
     let own = std::process::id().to_string();
     let raised = Command::new("prlimit").args(["--pid", &own, "--nofile=8192:"]).status().unwrap();
@@ -416,9 +443,14 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
 
     let upstream = Upstream::always(Reply::ok());
     let hookgate =
-        Setup::new(&upstream).server("header_timeout = \"10m\"").server("body_timeout = \"10m\"").start();
+        setup(&upstream).server("header_timeout = \"10m\"").server("body_timeout = \"10m\"").start();
     let good = Delivery::good();
-    let mut slow: Vec<_> = (0..1000).map(|_| hookgate.connect()).collect();
+    let deliver = || {
+        let mut connection = connect(&hookgate);
+        connection.send(&Delivery::good().bytes());
+        connection.answer().assert_forwarded(200);
+    };
+    let mut slow: Vec<_> = (0..1000).map(|_| connect(&hookgate)).collect();
     for (number, connection) in slow.iter_mut().enumerate() {
         match number % 4 {
             // A head that is as long as it may be, and not over.
@@ -446,14 +478,18 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
             // A digit is good for a head, and for a body too; in chunks it is the beginning of a size.
             connection.send(b"1");
         }
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        deliver();
         assert_eq!(upstream.requests().len(), round + 1);
     }
     let came = 250 * (60_003 + 100_003 + 1_000);
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], f64::from(came));
     let held = usize::try_from(came).unwrap();
     assert_eq!(hookgate.metrics().value("hookgate_connections", &[]), Some(1000.0));
-    let bound = held + 1000 * FOR_A_CONNECTION + FOR_THE_PROGRAM;
+    // Below TLS, a record that does not end.
+    let record = [&[0x17, 0x03, 0x03, 0x40, 0x00][..], &[b'x'; 16_000]].concat();
+    slow.iter_mut().for_each(|connection| connection.send_below_tls(&record));
+    deliver();
+    let bound = held + 1000 * for_a_connection + FOR_THE_PROGRAM;
     println!(
         "{} KiB resident, {} KiB held, bound {} KiB",
         resident(&hookgate) >> 10,
@@ -464,7 +500,7 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
     drop(slow);
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
-    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    deliver();
 }
 
 /// Whoever holds back the ends of large bodies keeps no small one out, however many there are. No secret is needed
