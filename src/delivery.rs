@@ -1,8 +1,10 @@
-//! Handing accepted deliveries on: at most one attempt at a time for one delivery, and a record of each.
+//! Handing accepted deliveries on: now, or from a durable queue, and a record of each attempt.
 //!
-//! [`dispatch`] decides how, [`attempt`] tries once, [`destination`] says what the upstream receives.
+//! [`dispatch`] decides how, [`attempt`] tries once, [`destination`] says what the upstream receives. With a queue, a
+//! delivery is committed to it by `dispatch` and handed on by a worker.
 
 pub mod attempt;
 pub mod dedupe;
 pub mod destination;
 pub mod dispatch;
+pub mod queue;

@@ -1,0 +1,470 @@
+//! The embedded engine: one SQLite file, for one running service.
+//!
+//! One thread writes. It takes what has come in meanwhile and commits it in one transaction, so that the price of a flush to
+//! the disk is shared (group commit). Another thread reads. A lease is kept in memory only: the file says that the job
+//! waits until its verdict is committed, so that after a kill it is delivered again at once.
+//!
+//! A verdict that cannot be committed is kept and tried again until it can, and its lease with it: a store that
+//! fails does not turn into deliveries that are made over and over.
+
+mod reader;
+mod rows;
+mod schema;
+mod writer;
+
+use std::{
+    collections::{HashMap, HashSet},
+    ffi::OsString,
+    fs::{self, File, TryLockError},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use rusqlite::Connection;
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout},
+};
+
+use self::{reader::Leasing, rows::Key, writer::Command};
+use super::{
+    Answer, Attempt, Delivery, Depth, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
+    QueueError, Recipient, Record, Retention, Stock, Verdict,
+};
+
+/// Commands that wait for the writer at most. Whoever comes then waits for room.
+const WAITING_COMMANDS: usize = 1024;
+
+/// Reads that wait at most.
+const WAITING_READS: usize = 256;
+
+/// How long a lease waits before it looks for what another process has changed.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A commit that takes longer than this makes the store not ready.
+const STALLED: Duration = Duration::from_secs(5);
+
+/// Why the file is refused at the start. It is never reset.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is damaged.
+    #[error(
+        "the queue {path} is damaged ({what}): keep it, put a backup in its place or recover it with `sqlite3 {path} .recover`; hookgate does not touch it"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
+    /// It is a database of another program.
+    #[error("{path} is a database, but not hookgate's queue: name another file in `queue.path`")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer hookgate wrote it.
+    #[error(
+        "the queue {path} has the form {version} of a newer hookgate, this one knows {known}: run the newer one"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The version of its schema.
+        version: i64,
+        /// The newest that is known here.
+        known: usize,
+    },
+    /// It has to be brought to this version by the service first.
+    #[error(
+        "the queue {path} was written by another version: start the service once, which brings it to this one"
+    )]
+    NotUpgraded {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another service runs on it.
+    #[error(
+        "the queue {path} is in use by another running hookgate: give each its own `queue.path`, or use store = \"nats\" for several replicas"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system does not let it be used.
+    #[error(
+        "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
+    )]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        what: String,
+    },
+}
+
+/// The engine. Dropped, it ends its threads; what was committed stays.
+#[derive(Debug)]
+pub struct Sqlite {
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+    reads: mpsc::Sender<Read>,
+    /// Policies under which the jobs of recipients are arranged.
+    arranged: Mutex<HashMap<Recipient, Policy>>,
+    /// Held as long as the service runs. `None`: a command beside it.
+    _lock: Option<File>,
+}
+
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
+/// What both threads and all leases know.
+#[derive(Debug)]
+struct Shared {
+    path: PathBuf,
+    retention: Retention,
+    window: Duration,
+    held: Mutex<Held>,
+    /// Rung when jobs of a recipient may have become due.
+    bells: Mutex<HashMap<Recipient, watch::Sender<()>>>,
+    counts: Mutex<Counts>,
+    health: watch::Sender<Health>,
+    /// The connection of the thread that reads; absent while the file is put back.
+    reader: Mutex<Option<Connection>>,
+    /// When the transaction under way began.
+    committing: Mutex<Option<Instant>>,
+}
+
+/// Jobs that must not be leased, although the file says that they wait.
+#[derive(Debug, Default)]
+struct Held {
+    leased: HashSet<Key>,
+    /// Being superseded, in a transaction under way.
+    withdrawn: HashSet<Key>,
+}
+
+/// What is counted as it changes, since counting it in the file takes as long as there are jobs.
+#[derive(Debug, Default)]
+struct Counts {
+    depths: HashMap<Recipient, Depth>,
+    bytes: u64,
+    dead_dropped: u64,
+}
+
+impl Sqlite {
+    /// Opens the file for the service, and creates it if it is absent. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn open(path: &Path, retention: Retention, window: Duration) -> Result<Self, OpenError> {
+        let lock = lock(path)?;
+        let connection = schema::open(path)?;
+        Self::start(path, connection, retention, window, Some(lock))
+    }
+
+    /// Opens a file for a command, beside the service or without one. Blocks. It keeps no retention.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub fn open_beside(path: &Path) -> Result<Self, OpenError> {
+        let connection = schema::open_beside(path)?;
+        let retention = Retention { max_bytes: u64::MAX, ..Retention::default() };
+        Self::start(path, connection, retention, Duration::ZERO, None)
+    }
+
+    fn start(
+        path: &Path,
+        connection: Connection,
+        retention: Retention,
+        window: Duration,
+        lock: Option<File>,
+    ) -> Result<Self, OpenError> {
+        let unusable = |what: String| OpenError::Unusable { path: path.to_owned(), what };
+        let reader = schema::open_again(path).map_err(|error| unusable(error.to_string()))?;
+        let (commands, inbox) = mpsc::channel(WAITING_COMMANDS);
+        let (reads, orders) = mpsc::channel(WAITING_READS);
+        let shared = Arc::new(Shared {
+            path: path.to_owned(),
+            retention,
+            window,
+            held: Mutex::default(),
+            bells: Mutex::default(),
+            counts: Mutex::default(),
+            health: watch::Sender::new(Health::Ready),
+            reader: Mutex::new(Some(reader)),
+            committing: Mutex::default(),
+        });
+        let serves = lock.is_some();
+        let writer = writer::Writer::try_new(connection, Arc::clone(&shared), serves)
+            .map_err(|error| unusable(error.to_string()))?;
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = thread::Builder::new().name(name.into()).spawn(work);
+            // They end when their senders are gone, and `close` waits for what they have to do before.
+            thread.map(drop).map_err(|error| unusable(error.to_string()))
+        };
+        spawn("queue-writer", Box::new(move || writer.run(inbox)))?;
+        let reading = Arc::clone(&shared);
+        spawn("queue-reader", Box::new(move || read(&reading, orders)))?;
+        Ok(Self { shared, commands, reads, arranged: Mutex::default(), _lock: lock })
+    }
+
+    /// Has the writer do something, and waits until it is committed.
+    async fn write<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Command,
+    ) -> Result<T, QueueError> {
+        order(&self.commands, command).await
+    }
+
+    /// Has the reader do something.
+    async fn read<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, QueueError> {
+        let (done, answer) = oneshot::channel();
+        let read: Read = Box::new(move |connection| drop(done.send(work(connection))));
+        self.reads.send(read).await.map_err(|_ended| ended())?;
+        match answer.await {
+            Ok(result) => result.map_err(|error| unavailable(&error)),
+            Err(_) => Err(QueueError::Unavailable("the file is not open".into())),
+        }
+    }
+
+    /// The jobs in the file were put there under the policy that was in force then.
+    async fn arrange(&self, recipient: &Recipient, policy: Policy) -> Result<(), QueueError> {
+        if lock_of(&self.arranged).get(recipient) == Some(&policy) {
+            return Ok(());
+        }
+        let (to, in_order) = (recipient.clone(), policy.in_order);
+        self.write(|done| Command::Arrange { recipient: to, in_order, done }).await?;
+        lock_of(&self.arranged).insert(recipient.clone(), policy);
+        Ok(())
+    }
+
+    async fn lease(
+        &self,
+        recipient: &Recipient,
+        policy: Policy,
+        max: usize,
+    ) -> Result<Vec<Lease>, QueueError> {
+        self.arrange(recipient, policy).await?;
+        let mut bell = self.shared.bell(recipient);
+        loop {
+            bell.mark_unchanged();
+            let (shared, to) = (Arc::clone(&self.shared), recipient.clone());
+            let Leasing { jobs, next_due } =
+                self.read(move |connection| reader::lease(connection, &shared, &to, max)).await?;
+            if !jobs.is_empty() {
+                let lease = |(key, job)| {
+                    let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
+                    Lease::new(job, Box::new(Holding { key, in_order: policy.in_order, shared, commands }))
+                };
+                return Ok(jobs.into_iter().map(lease).collect());
+            }
+            let pause = next_due.map_or(LOOK, |due| due.min(LOOK));
+            // Whichever it is: look again. The bells are not dropped while the engine is there.
+            drop(timeout(pause, bell.changed()).await);
+        }
+    }
+
+    async fn stock(&self) -> Result<Stock, QueueError> {
+        self.shared.notice_stall();
+        let mut stock = {
+            let counts = lock_of(&self.shared.counts);
+            Stock {
+                depths: counts.depths.iter().map(|(to, depth)| (to.clone(), *depth)).collect(),
+                bytes: counts.bytes,
+                max_bytes: self.shared.retention.max_bytes,
+                dead_dropped: counts.dead_dropped,
+            }
+        };
+        stock.depths.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let waiting: Vec<_> =
+            stock.depths.iter().filter(|(_, depth)| depth.waiting > 0).map(|(to, _)| to.clone()).collect();
+        let mut oldest = self.read(move |connection| reader::oldest(connection, &waiting)).await?;
+        for (to, depth) in &mut stock.depths {
+            depth.oldest = oldest.remove(to);
+        }
+        Ok(stock)
+    }
+}
+
+impl Queue for Sqlite {
+    fn enqueue(&self, delivery: Delivery) -> Answer<'_, Enqueued> {
+        let digest = Sha256::digest(&delivery.parcel.body).into();
+        Box::pin(self.write(move |done| Command::Enqueue { delivery: Box::new(delivery), digest, done }))
+    }
+
+    fn lease<'a>(&'a self, recipient: &'a Recipient, policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
+        Box::pin(self.lease(recipient, policy, max))
+    }
+
+    fn stock(&self) -> Answer<'_, Stock> {
+        Box::pin(self.stock())
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, max: usize) -> Answer<'a, Vec<Record>> {
+        let filter = filter.clone();
+        Box::pin(self.read(move |connection| reader::list(connection, &filter, max)))
+    }
+
+    fn show<'a>(&'a self, id: &'a JobId) -> Answer<'a, Option<Details>> {
+        let id = id.clone();
+        Box::pin(self.read(move |connection| reader::show(connection, &id)))
+    }
+
+    fn redeliver<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
+        let filter = filter.clone();
+        Box::pin(self.write(move |done| Command::Redeliver { filter, done }))
+    }
+
+    fn purge<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
+        let filter = filter.clone();
+        Box::pin(self.write(move |done| Command::Purge { filter, done }))
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(self.write(|done| Command::Close { done }))
+    }
+}
+
+/// A lease, as the engine sees it.
+#[derive(Debug)]
+struct Holding {
+    key: Key,
+    in_order: bool,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Hold for Holding {
+    fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
+        let Self { key, in_order, shared, commands } = *self;
+        Box::pin(async move {
+            // From here on the writer ends the lease, whoever still waits for it.
+            let settled =
+                order(&commands, |done| Command::Settle { key, in_order, verdict, attempt, done }).await;
+            if commands.is_closed() {
+                shared.end_lease(key);
+            }
+            settled
+        })
+    }
+
+    fn release(self: Box<Self>) {
+        self.shared.end_lease(self.key);
+        self.shared.ring_all();
+    }
+}
+
+impl Shared {
+    fn bell(&self, recipient: &Recipient) -> watch::Receiver<()> {
+        lock_of(&self.bells).entry(recipient.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+    }
+
+    fn ring(&self, recipient: &Recipient) {
+        if let Some(bell) = lock_of(&self.bells).get(recipient) {
+            bell.send_replace(());
+        }
+    }
+
+    fn ring_all(&self) {
+        for bell in lock_of(&self.bells).values() {
+            bell.send_replace(());
+        }
+    }
+
+    fn end_lease(&self, key: Key) {
+        lock_of(&self.held).leased.remove(&key);
+    }
+
+    fn set_health(&self, health: Health) {
+        self.health.send_if_modified(|known| {
+            let changed = *known != health;
+            *known = health;
+            changed
+        });
+    }
+
+    /// A writer that hangs in the disk cannot say so itself.
+    fn notice_stall(&self) {
+        let since = *lock_of(&self.committing);
+        if let Some(since) = since
+            && since.elapsed() > STALLED
+        {
+            self.set_health(Health::NotReady(format!("a commit takes longer than {STALLED:?}")));
+        }
+    }
+
+    /// Whether the file that is open is the one that the path names.
+    fn is_in_place(&self, opened: (u64, u64)) -> bool {
+        identity(&self.path).is_ok_and(|found| found == opened)
+    }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// Sends a command and waits for what becomes of it.
+async fn order<T>(
+    commands: &mpsc::Sender<Command>,
+    command: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Command,
+) -> Result<T, QueueError> {
+    let (done, answer) = oneshot::channel();
+    commands.send(command(done)).await.map_err(|_ended| ended())?;
+    answer.await.unwrap_or_else(|_ended| Err(ended()))
+}
+
+/// What the thread that reads does.
+fn read(shared: &Shared, mut orders: mpsc::Receiver<Read>) {
+    while let Some(work) = orders.blocking_recv() {
+        // Without a connection the order is dropped, which tells whoever waits for it.
+        if let Some(connection) = &*lock_of(&shared.reader) {
+            work(connection);
+        }
+    }
+}
+
+/// Makes sure that this is the only service on the file. The kernel gives the lock back when the process ends.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let unusable = |error: io::Error| OpenError::Unusable { path: path.to_owned(), what: error.to_string() };
+    let mut name = OsString::from(path);
+    name.push(".lock");
+    let file = File::options().create(true).truncate(false).write(true).open(name).map_err(unusable)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(unusable(error)),
+    }
+}
+
+fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ended() -> QueueError {
+    QueueError::Unavailable("the queue has ended".into())
+}
+
+fn unavailable(error: &rusqlite::Error) -> QueueError {
+    QueueError::Unavailable(error.to_string())
+}
+
+fn now() -> i64 {
+    rows::to_millis(SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests;

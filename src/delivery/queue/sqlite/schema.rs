@@ -1,0 +1,201 @@
+//! The file: its tables, how it is opened, and what is refused.
+//!
+//! `docs/queue.md` shows operators how to look into it with plain `sqlite3`.
+
+use std::{path::Path, time::Duration};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::OpenError;
+
+/// Marks the file as ours: `hkgt`.
+const APPLICATION_ID: i64 = 0x686b_6774;
+
+/// What brings the file from each version of the schema to the next; the first from nothing to 1. A released entry is
+/// never changed.
+const MIGRATIONS: [&str; 1] = ["
+    -- Destinations of webhooks, by their names in the configuration.
+    CREATE TABLE recipient (
+        number      INTEGER PRIMARY KEY,
+        webhook     TEXT NOT NULL,
+        destination TEXT NOT NULL,
+        UNIQUE (webhook, destination)
+    ) STRICT;
+
+    -- What senders sent. Times are milliseconds since 1970, UTC.
+    CREATE TABLE delivery (
+        number        INTEGER PRIMARY KEY AUTOINCREMENT, -- in order of arrival
+        webhook       TEXT NOT NULL,
+        id            TEXT NOT NULL,                     -- Pulumi-Webhook-ID
+        kind          TEXT NOT NULL,                     -- Pulumi-Webhook-Kind
+        event         TEXT NOT NULL,                     -- the filter's name where there is one, else the kind
+        environment   TEXT,                              -- projectName/environmentName
+        revision      INTEGER,
+        content_type  BLOB NOT NULL,
+        signature     BLOB NOT NULL,                     -- Pulumi-Webhook-Signature
+        traceparent   BLOB NOT NULL,
+        kind_verified INTEGER NOT NULL,
+        received      INTEGER NOT NULL,
+        digest        BLOB NOT NULL,                     -- SHA-256 of the body
+        body          BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX delivery_by_id ON delivery (webhook, id);
+
+    -- A delivery's way to one recipient. Users see it as DELIVERY-RECIPIENT, e.g. 1042-1.
+    CREATE TABLE job (
+        delivery      INTEGER NOT NULL,
+        recipient     INTEGER NOT NULL,
+        state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
+        blocked       INTEGER NOT NULL,           -- 1: waits behind another of its line
+        line          TEXT,                       -- the environment, where the destination has order or coalesce
+        due           INTEGER NOT NULL,           -- not before this time
+        since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
+        attempts      INTEGER NOT NULL DEFAULT 0, -- since then
+        attempts_ever INTEGER NOT NULL DEFAULT 0,
+        finished      INTEGER,
+        death         TEXT,                       -- why it is dead
+        PRIMARY KEY (delivery, recipient)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX job_due ON job (recipient, blocked, due, delivery) WHERE state = 'waiting';
+    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting';
+    CREATE INDEX job_line ON job (recipient, line, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
+    CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
+
+    CREATE TABLE attempt (
+        delivery    INTEGER NOT NULL,
+        recipient   INTEGER NOT NULL,
+        number      INTEGER NOT NULL, -- from 1
+        at          INTEGER NOT NULL,
+        duration_us INTEGER NOT NULL,
+        status      INTEGER,          -- the upstream's status
+        error       TEXT,             -- why there was no usable answer
+        answer      BLOB NOT NULL,    -- its first 2 KiB
+        PRIMARY KEY (delivery, recipient, number)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Written to find out whether the store can be written to.
+    CREATE TABLE probe (number INTEGER PRIMARY KEY, at INTEGER NOT NULL) STRICT;
+
+    -- For people.
+    CREATE VIEW log AS
+        SELECT job.delivery || '-' || job.recipient AS job, recipient.webhook, recipient.destination, job.state,
+            delivery.id, delivery.event, delivery.environment, delivery.revision, job.attempts_ever AS attempts,
+            datetime(delivery.received / 1000, 'unixepoch') AS received,
+            datetime(job.due / 1000, 'unixepoch') AS due,
+            datetime(job.finished / 1000, 'unixepoch') AS finished, job.death
+        FROM job
+        JOIN delivery ON delivery.number = job.delivery
+        JOIN recipient ON recipient.number = job.recipient;
+"];
+
+/// How long a connection waits while another one writes. Those that do are ours: they are short.
+const BUSY: Duration = Duration::from_secs(5);
+
+/// Opens the file for the service: creates it if it is absent, brings it to this version, and checks it.
+pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
+    let mut connection = connect(path, flags)?;
+    // Nothing is written before it is known that the file is ours and whole.
+    let version = check_identity(path, &connection, true)?;
+    check_integrity(path, &connection)?;
+    let new = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL" } else { "" };
+    connection
+        .execute_batch(new)
+        .and_then(|()| set_up(&connection))
+        .and_then(|()| migrate(&mut connection, version))
+        .map_err(|error| refusal(path, &error))?;
+    Ok(connection)
+}
+
+/// Opens the file for a command that works beside the service, or without one. It has to be there.
+pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
+    let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let version = check_identity(path, &connection, false)?;
+    if version != MIGRATIONS.len() {
+        return Err(OpenError::NotUpgraded { path: path.to_owned() });
+    }
+    set_up(&connection).map_err(|error| refusal(path, &error))?;
+    Ok(connection)
+}
+
+/// One more connection to a file that is open.
+pub(super) fn open_again(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    set_up(&connection)?;
+    Ok(connection)
+}
+
+fn connect(path: &Path, flags: OpenFlags) -> Result<Connection, OpenError> {
+    let connection = Connection::open_with_flags(path, flags | OpenFlags::SQLITE_OPEN_NO_MUTEX)
+        .map_err(|error| refusal(path, &error))?;
+    connection.busy_timeout(BUSY).map_err(|error| refusal(path, &error))?;
+    Ok(connection)
+}
+
+fn set_up(connection: &Connection) -> rusqlite::Result<()> {
+    // FULL: a commit has reached the disk when it returns. The limit gives back what a long write-ahead log took.
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA journal_size_limit = 16777216;
+         PRAGMA cache_size = -4096;
+         PRAGMA temp_store = MEMORY;",
+    )?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}
+
+/// Makes sure that the file is ours, and says which version of the schema it has: 0 for a new one.
+fn check_identity(path: &Path, connection: &Connection, may_be_new: bool) -> Result<usize, OpenError> {
+    let pragma = |name: &str| connection.query_row(&format!("PRAGMA {name}"), [], |row| row.get::<_, i64>(0));
+    let read = || {
+        let objects: i64 =
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        Ok((pragma("application_id")?, pragma("user_version")?, objects))
+    };
+    let (application, version, objects) = read().map_err(|error| refusal(path, &error))?;
+    let path = path.to_owned();
+    if application == 0 && objects == 0 && may_be_new {
+        return Ok(0);
+    }
+    if application != APPLICATION_ID {
+        return Err(OpenError::Foreign { path });
+    }
+    match usize::try_from(version) {
+        Ok(version) if version <= MIGRATIONS.len() => Ok(version),
+        _ => Err(OpenError::Newer { path, version, known: MIGRATIONS.len() }),
+    }
+}
+
+/// Each step in a transaction of its own, with the version that it leads to.
+fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
+    for (number, step) in (1_usize..).zip(MIGRATIONS).skip(version) {
+        let transaction = connection.transaction()?;
+        transaction.execute_batch(step)?;
+        transaction.execute_batch(&format!(
+            "PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+        ))?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
+
+fn check_integrity(path: &Path, connection: &Connection) -> Result<(), OpenError> {
+    let found: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| refusal(path, &error))?;
+    if found == "ok" { Ok(()) } else { Err(OpenError::Corrupt { path: path.to_owned(), what: found }) }
+}
+
+/// What an operator is told of an error at the start.
+fn refusal(path: &Path, error: &rusqlite::Error) -> OpenError {
+    let path = path.to_owned();
+    match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            OpenError::Corrupt { path, what: error.to_string() }
+        }
+        _ => OpenError::Unusable { path, what: error.to_string() },
+    }
+}
