@@ -10,6 +10,7 @@
 mod certificates;
 mod destination;
 mod file;
+mod look;
 mod origin;
 mod queue;
 mod reader;
@@ -30,6 +31,7 @@ pub use self::{
     certificates::IdentityFiles,
     destination::Destination,
     file::ServerTls,
+    look::Look,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     queue::Queue,
     report::{Mistake, Place, Report},
@@ -77,6 +79,8 @@ pub struct Config {
     pub warnings: Vec<Mistake>,
     /// The file itself and every file that it names: what has to be watched for changes.
     pub files: Vec<PathBuf>,
+    /// How each of these looked before it was read. What looks otherwise has changed since.
+    pub looks: Vec<Look>,
 }
 
 impl Config {
@@ -90,6 +94,7 @@ impl Config {
             let mistake = Mistake { file: path.to_owned(), place: None, key: String::new(), text };
             Report::new(vec![mistake], vec![path.to_owned()])
         };
+        let look = Look::at(path);
         let content = match origin::read_bounded(path, MAX_FILE) {
             Ok(content) => content,
             Err(SecretSourceError::Unreadable { reason, .. }) => {
@@ -104,7 +109,14 @@ impl Config {
             Err(error) => return Err(whole(error.to_string())),
         };
         match str::from_utf8(&content) {
-            Ok(text) => Self::parse(path, text),
+            Ok(text) => {
+                let mut config = Self::parse(path, text)?;
+                // It was read before its text was.
+                if let Some(first) = config.looks.first_mut() {
+                    *first = look;
+                }
+                Ok(config)
+            }
             Err(error) => {
                 let good = content.get(..error.valid_up_to()).unwrap_or_default();
                 let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
@@ -145,12 +157,24 @@ impl Config {
         }
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
-        let Findings { mistakes, mut warnings, files } = context.finish();
+        let Findings { mistakes, mut warnings, files, looks } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes, files));
         }
         report::sort(&mut warnings);
-        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, queue, webhooks, warnings, files })
+        Ok(Self {
+            path: path.to_owned(),
+            server,
+            tls,
+            ops,
+            log,
+            dedupe,
+            queue,
+            webhooks,
+            warnings,
+            files,
+            looks,
+        })
     }
 }
 
