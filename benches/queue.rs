@@ -15,7 +15,6 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::disallowed_types,
-    clippy::disallowed_methods,
     reason = "a program that measures real time and ends with a panic when something fails"
 )]
 
