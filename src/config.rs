@@ -31,7 +31,7 @@ pub use self::{
     file::ServerTls,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     report::{Mistake, Place, Report},
-    units::{show_duration, show_instant, show_size},
+    units::{parse_duration, parse_instant, show_duration, show_instant, show_size},
     webhook::Webhook,
 };
 use self::{
