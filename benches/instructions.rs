@@ -18,7 +18,8 @@ use hookgate::{
     delivery::{
         dedupe::{Memory, Settings as Dedupe},
         destination::{self, Destination, Format},
-        dispatch::Direct,
+        dispatch::{Direct, Dispatch},
+        queue::Policy,
     },
     ingress::{
         Budget,
@@ -146,17 +147,18 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
         ca: None,
         identity: None,
         events: None,
+        policy: Policy::default(),
     };
     let webhook = Webhook {
         name: "bench".into(),
         verifier: verifier(),
         filter: filter(event),
-        destination: Destination::new(
+        destinations: vec![Arc::new(Destination::new(
             &destination,
             "bench",
             Arc::new(Upstream::new(destination.target.clone(), None, destination.timeout, 1)),
             metrics.destination("bench", "app"),
-        ),
+        ))],
         metrics: metrics.webhook("bench", labels(), ["bench"].into_iter()),
     };
     let routes: Routes = std::iter::once(("/hook".to_owned(), webhook)).collect();
@@ -167,7 +169,7 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
             body_timeout: settings.body_timeout,
             budget: Budget::new(settings.max_inflight_bytes),
         },
-        dispatch: Arc::new(Direct::new(Memory::new(Dedupe::default()))),
+        dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
         unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),
         metrics,
         lane: 0,

@@ -2,6 +2,7 @@
 
 mod lanes;
 mod privacy;
+mod queue;
 mod reload;
 mod watch;
 
@@ -21,7 +22,7 @@ use hyper::{Request, Response, body::Incoming};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::Semaphore,
+    sync::{self, Semaphore},
     task::JoinSet,
     time::timeout,
 };
@@ -34,7 +35,12 @@ use reload::{Serving, Source, Told, hangups, routes};
 
 use crate::{
     config::Config,
-    delivery::{dedupe::Memory, dispatch::Direct},
+    delivery::{
+        dedupe::Memory,
+        dispatch::{Direct, Dispatch},
+        queue::Queue,
+        worker::{self, Worker},
+    },
     ingress::{
         Budget, Shared,
         receive::{Gate, Limits},
@@ -61,7 +67,10 @@ pub struct App {
     tls: Option<server_tls::Tls>,
     settings: server::Settings,
     gate: Gate,
+    queue: Option<(Arc<dyn Queue>, worker::Settings)>,
     lanes: usize,
+    /// Lanes that send to destinations.
+    upstream_lanes: usize,
 }
 
 /// Where the service listens.
@@ -105,6 +114,9 @@ pub enum BuildError {
         /// What is wrong.
         source: NoRoots,
     },
+    /// The queue cannot be opened.
+    #[error("{0}")]
+    Queue(String),
     /// TLS as a whole cannot be set up.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -136,20 +148,33 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 impl App {
-    /// Binds the listeners and prepares everything else. `log` lets a reload change the log's level.
+    /// Binds the listeners and prepares everything else. Has to be called on the runtime of [`App::run`]. `log` lets a reload change the log's level.
     ///
     /// # Errors
     ///
     /// [`BuildError`].
     pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
-        let metrics = Arc::new(Metrics::new());
+        let queued = config.queue.is_some();
+        let metrics = Arc::new(if queued { Metrics::with_queue() } else { Metrics::new() });
+        let upstream_lanes = if queued { queue::LANE + 1 } else { lanes };
         let routes = routes(
             config.webhooks.into_iter().map(|webhook| webhook.settings),
             &metrics,
-            lanes,
+            upstream_lanes,
             &Routes::default(),
         )?;
+        let queue = match &config.queue {
+            None => None,
+            Some(settings) => {
+                let queue = queue::open(&settings.store, settings.retention, config.dedupe.window)?;
+                Some((queue, settings.worker.clone()))
+            }
+        };
+        let dispatch = match &queue {
+            None => Dispatch::Direct(Direct::new(Memory::new(config.dedupe))),
+            Some((queue, _)) => Dispatch::Queued(Arc::clone(queue)),
+        };
         let gate = Gate {
             routes: Arc::new(ArcSwap::from_pointee(routes)),
             limits: Limits {
@@ -157,7 +182,7 @@ impl App {
                 body_timeout: config.server.body_timeout,
                 budget: Budget::new(config.server.max_inflight_bytes),
             },
-            dispatch: Arc::new(Direct::new(Memory::new(config.dedupe))),
+            dispatch: Arc::new(dispatch),
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,
                 Outcome::all().map(Outcome::label),
@@ -175,11 +200,23 @@ impl App {
             files: config.files,
             ops: config.ops,
             dedupe: config.dedupe,
+            queue: config.queue,
             format: config.log.format,
             log,
             told: Mutex::new(Told::about(config.warnings)),
         };
-        Ok(Self { source, addresses, webhooks, ops, tls, settings: config.server, gate, lanes })
+        Ok(Self {
+            source,
+            addresses,
+            webhooks,
+            ops,
+            tls,
+            settings: config.server,
+            gate,
+            queue,
+            lanes,
+            upstream_lanes,
+        })
     }
 
     /// Where it listens.
@@ -216,14 +253,29 @@ impl App {
             &drain,
             &over,
         );
+        let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+        let mut recipients = None;
+        if let Some((queue, settings)) = &self.queue {
+            let (sender, receiver) = sync::watch::channel(queue::recipients(&self.gate.routes.load()));
+            let metrics = Arc::clone(&self.gate.metrics);
+            let worker =
+                Worker::new(Arc::clone(queue), settings.clone(), queue::LANE, metrics, readiness.clone());
+            queue::spawn(worker, receiver, stop.clone(), cut.clone(), over.clone(), &mut lanes);
+            recipients = Some(sender);
+        }
         // The lanes have their own handles; this one must not keep the queue of connections open.
         drop(self.webhooks);
         info!(listener = "webhook", address = %self.addresses.webhook, "listening");
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        let serving =
-            Serving { settings: self.settings.clone(), tls: self.tls, gate: self.gate, lanes: self.lanes };
+        let serving = Serving {
+            settings: self.settings.clone(),
+            tls: self.tls,
+            gate: self.gate,
+            lanes: self.upstream_lanes,
+            recipients,
+        };
         let mut reloading = pin!(self.source.reload_on_change(serving, hangups));
         tokio::select! {
             () = shutdown => {}
@@ -232,12 +284,14 @@ impl App {
         readiness.draining();
         info!(timeout = ?self.settings.drain_timeout, "draining");
         drain.begin();
-        let drained = tokio::select! {
+        stop.cancel();
+        let mut drained = tokio::select! {
             biased;
             () = all(&mut lanes) => Drained::Completely,
             () = tokio::time::sleep(self.settings.drain_timeout) => {
                 warn!("`drain_timeout` has passed, cutting off what is left");
                 drain.cut();
+                cut.cancel();
                 // What is left answers and ends within moments of the cut.
                 drop(timeout(CUT, all(&mut lanes)).await);
                 Drained::CutOff
@@ -247,6 +301,11 @@ impl App {
                 Drained::CutOff
             }
         };
+        if let Some((queue, _)) = &self.queue
+            && !queue::close(&**queue).await
+        {
+            drained = Drained::CutOff;
+        }
         ops_drain.begin();
         drop(timeout(OPS_DRAIN, all(&mut ops)).await);
         info!(complete = drained == Drained::Completely, "drained");

@@ -11,6 +11,7 @@ mod certificates;
 mod destination;
 mod file;
 mod origin;
+mod queue;
 mod reader;
 mod report;
 mod units;
@@ -30,6 +31,7 @@ pub use self::{
     destination::Destination,
     file::ServerTls,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
+    queue::Queue,
     report::{Mistake, Place, Report},
     units::{parse_duration, parse_instant, show_duration, show_instant, show_size},
     webhook::Webhook,
@@ -67,6 +69,8 @@ pub struct Config {
     pub log: log::Settings,
     /// `[dedupe]`.
     pub dedupe: dedupe::Settings,
+    /// `[queue]`. `None`: each delivery is handed on at once.
+    pub queue: Option<Queue>,
     /// `[[webhook]]`, at least one.
     pub webhooks: Vec<Webhook>,
     /// What is doubtful and not wrong, in the order of the file.
@@ -139,14 +143,14 @@ impl Config {
             let Findings { mistakes, files, .. } = context.finish();
             return Err(Report::new(mistakes, files));
         }
-        let Settings { server, tls, ops, log, dedupe, webhooks } =
+        let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
         let Findings { mistakes, mut warnings, files } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes, files));
         }
         report::sort(&mut warnings);
-        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, webhooks, warnings, files })
+        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, queue, webhooks, warnings, files })
     }
 }
 

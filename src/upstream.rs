@@ -83,10 +83,32 @@ pub struct SendError {
 pub enum Failure {
     /// No connection: the name does not resolve, nobody listens, TLS does not come about.
     Unreachable,
-    /// Connected, but closed, reset or garbage before a status, or a 1xx or 3xx for one.
+    /// Connected, but closed, reset or garbage before a status, or a 1xx for one.
     BadAnswer,
+    /// A 3xx: redirects are not followed.
+    Redirected(StatusCode),
     /// No status in time.
     Timeout,
+}
+
+impl Failure {
+    /// Whether it speaks of the moment: a redirect would be the answer the next time too.
+    #[must_use]
+    pub const fn is_transient(self) -> bool {
+        match self {
+            Self::Unreachable | Self::BadAnswer | Self::Timeout => true,
+            Self::Redirected(_) => false,
+        }
+    }
+
+    /// The status, where there was one.
+    #[must_use]
+    pub const fn status(self) -> Option<StatusCode> {
+        match self {
+            Self::Redirected(status) => Some(status),
+            Self::Unreachable | Self::BadAnswer | Self::Timeout => None,
+        }
+    }
 }
 
 impl SendError {
@@ -108,7 +130,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             Failure::Unreachable => "the upstream cannot be reached",
-            Failure::BadAnswer => "the upstream gave no usable answer",
+            Failure::BadAnswer | Failure::Redirected(_) => "the upstream gave no usable answer",
             Failure::Timeout => "the upstream did not answer in time",
         };
         write!(f, "{kind}: {}", self.detail)
@@ -171,7 +193,8 @@ impl Upstream {
         let (response, connection) = answer;
         if response.status().is_informational() || response.status().is_redirection() {
             let status = response.status();
-            return Err(SendError::new(Failure::BadAnswer, format!("it answered {status}")));
+            let kind = if status.is_redirection() { Failure::Redirected(status) } else { Failure::BadAnswer };
+            return Err(SendError::new(kind, format!("it answered {status}")));
         }
         let (head, mut body) = response.into_parts();
         let (bytes, complete) = read_body(&mut body, deadline).await;

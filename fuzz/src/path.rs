@@ -18,7 +18,8 @@ use hookgate::{
     delivery::{
         dedupe::{Memory, Settings as Dedupe},
         destination::{self, Destination, Format},
-        dispatch::Direct,
+        dispatch::{Direct, Dispatch},
+        queue::Policy,
     },
     ingress::{
         Budget,
@@ -118,7 +119,7 @@ impl Bench {
         let bytes = signed(bytes);
         let mut gate = self.gate.clone();
         // What one input leaves behind must not matter to the next one.
-        gate.dispatch = Arc::new(Direct::new(Memory::new(Dedupe::default())));
+        gate.dispatch = Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default()))));
         let answers = self.runtime.block_on(async {
             let (mut ours, theirs) = duplex(1 << 16);
             let piece = [usize::MAX, 1 << 10, 61, 1][bytes.len() % 4];
@@ -187,6 +188,7 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
                 ca: None,
                 identity: None,
                 events: None,
+                policy: Policy::default(),
             };
             let handles = metrics.destination(name, "stub");
             let upstream =
@@ -196,7 +198,7 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
                 metrics: metrics.webhook(name, labels(), keys.iter().map(Key::name)),
                 verifier: Verifier::new(keys),
                 filter,
-                destination: Destination::new(&destination, name, upstream, handles),
+                destinations: vec![Arc::new(Destination::new(&destination, name, upstream, handles))],
             };
             ((*path).into(), webhook)
         })
@@ -208,7 +210,7 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
             body_timeout: settings.body_timeout,
             budget: Budget::new(settings.max_inflight_bytes),
         },
-        dispatch: Arc::new(Direct::new(Memory::new(Dedupe::default()))),
+        dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
         unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),
         metrics,
         lane: 0,

@@ -12,16 +12,19 @@ use std::{
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::oneshot,
+    sync::{oneshot, watch},
 };
 use tracing::{error, info, warn};
 
-use super::{BuildError, watch::Watch};
+use super::{BuildError, queue, watch::Watch};
 use crate::{
-    config::{Config, Mistake, Report},
+    config::{self, Config, Mistake, Report},
     delivery::{
+        backoff::Backoff,
         dedupe,
         destination::{self, Destination},
+        queue::{Policy, Retention, Store},
+        worker::{self, Recipients},
     },
     ingress::{
         receive::Gate,
@@ -41,6 +44,7 @@ pub(super) struct Source {
     pub(super) files: Vec<PathBuf>,
     pub(super) ops: ops::Settings,
     pub(super) dedupe: dedupe::Settings,
+    pub(super) queue: Option<config::Queue>,
     pub(super) format: log::Format,
     pub(super) log: Option<log::Control>,
     pub(super) told: Mutex<Told>,
@@ -53,6 +57,8 @@ pub(super) struct Serving {
     pub(super) tls: Option<server_tls::Tls>,
     pub(super) gate: Gate,
     pub(super) lanes: usize,
+    /// Who the worker delivers to, where there is one.
+    pub(super) recipients: Option<watch::Sender<Recipients>>,
 }
 
 /// What the log has said of the configuration in force: it is not said again at each reload.
@@ -161,7 +167,14 @@ impl Source {
     }
 
     fn put_in_force(&self, config: Config, serving: &Serving) -> bool {
-        let Serving { settings, tls, gate, lanes } = serving;
+        let Serving { settings, tls, gate, lanes, recipients } = serving;
+        // What is in force goes without a queue, and cannot serve a webhook that needs one.
+        if self.queue.is_none() && config.webhooks.iter().any(|webhook| needs_queue(&webhook.settings)) {
+            error!(
+                "the new configuration needs a restart: several destinations, `order` and `coalesce` need the queue"
+            );
+            return false;
+        }
         let restart = self.restart_for(settings, tls.is_some(), &config);
         let old = gate.routes.load_full();
         let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
@@ -182,7 +195,11 @@ impl Source {
             log.set_level(&config.log.level);
         }
         self.tell(config.warnings, restart);
-        gate.routes.store(Arc::new(routes));
+        let routes = Arc::new(routes);
+        gate.routes.store(Arc::clone(&routes));
+        if let Some(recipients) = recipients {
+            recipients.send_replace(queue::recipients(&routes));
+        }
         true
     }
 
@@ -215,6 +232,7 @@ impl Source {
             ("log.format", config.log.format != self.format),
         ]
         .into_iter()
+        .chain(changed_of_queue(self.queue.as_ref(), config.queue.as_ref()))
         .filter_map(|(key, changed)| changed.then_some(key))
         .collect()
     }
@@ -236,6 +254,52 @@ impl Source {
         }
         *told = Told { warnings, restart };
     }
+}
+
+/// Whether a webhook can be served with a queue only.
+fn needs_queue(settings: &route::Settings) -> bool {
+    settings.destinations.len() > 1
+        || settings.destinations.iter().any(|destination| destination.policy != Policy::default())
+}
+
+/// The keys of `[queue]`, and whether they have changed.
+fn changed_of_queue(old: Option<&config::Queue>, new: Option<&config::Queue>) -> Vec<(&'static str, bool)> {
+    let (Some(old), Some(new)) = (old, new) else {
+        return vec![("queue", old.is_some() != new.is_some())];
+    };
+    let worker::Settings { max_attempts, max_age, backoff: Backoff { initial, max }, concurrency } =
+        &new.worker;
+    let Retention { retain, dead_retain, max_bytes } = &new.retention;
+    let mut keys = vec![
+        ("queue.max_attempts", *max_attempts != old.worker.max_attempts),
+        ("queue.max_age", *max_age != old.worker.max_age),
+        ("queue.backoff", *initial != old.worker.backoff.initial || *max != old.worker.backoff.max),
+        ("queue.concurrency", *concurrency != old.worker.concurrency),
+        ("queue.retain", *retain != old.retention.retain),
+        ("queue.dead_retain", *dead_retain != old.retention.dead_retain),
+        ("queue.max_bytes", *max_bytes != old.retention.max_bytes),
+    ];
+    match (&old.store, &new.store) {
+        (Store::Sqlite { path: old }, Store::Sqlite { path }) => keys.push(("queue.path", path != old)),
+        (
+            Store::Nats {
+                url: old_url,
+                stream: old_stream,
+                credentials: old_file,
+                ca: old_ca,
+                replicas: old,
+            },
+            Store::Nats { url, stream, credentials, ca, replicas },
+        ) => keys.extend([
+            ("queue.url", url != old_url),
+            ("queue.stream", stream != old_stream),
+            ("queue.credentials", credentials != old_file),
+            ("queue.ca", ca != old_ca),
+            ("queue.replicas", replicas != old),
+        ]),
+        (Store::Sqlite { .. } | Store::Nats { .. }, _) => keys.push(("queue.store", true)),
+    }
+    keys
 }
 
 /// Does work that may take long, or for ever, away from the threads that serve.
@@ -261,30 +325,29 @@ pub(super) fn routes(
 ) -> Result<Routes, BuildError> {
     let mut platform = None;
     settings
-        .filter_map(|mut settings| {
-            // Without a queue there is exactly one, which the configuration has made sure of.
-            let destination = settings.destinations.pop()?;
-            Some((settings, destination))
-        })
-        .map(|(settings, destination)| {
-            let tls = towards(&settings.name, &destination, &mut platform)?;
-            let handles = metrics.destination(&settings.name, &destination.name);
-            let upstream = upstream(&destination, tls, lanes, old.find(&settings.path));
-            let destination = Destination::new(&destination, &settings.name, upstream, handles);
+        .map(|settings| {
+            let before = old.find(&settings.path);
+            let destinations = settings.destinations.iter().map(|destination| {
+                let tls = towards(&settings.name, destination, &mut platform)?;
+                let handles = metrics.destination(&settings.name, &destination.name);
+                let upstream = upstream(destination, tls, lanes, before);
+                Ok(Arc::new(Destination::new(destination, &settings.name, upstream, handles)))
+            });
+            let destinations = destinations.collect::<Result<_, BuildError>>()?;
             let secrets = settings.verifier.keys().iter().map(|key| key.name());
             let webhook = Webhook {
                 metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
                 name: settings.name,
                 verifier: settings.verifier,
                 filter: settings.filter,
-                destination,
+                destinations,
             };
             Ok((settings.path, webhook))
         })
         .collect()
 }
 
-/// The upstream of a destination: that of the webhook's destination before, if it is the same. With TLS it is not,
+/// The upstream of a destination: one of the webhook's destinations before, if it is the same. With TLS it is not,
 /// since certificates may have changed.
 fn upstream(
     destination: &destination::Settings,
@@ -293,8 +356,9 @@ fn upstream(
     before: Option<&Webhook>,
 ) -> Arc<Upstream> {
     let destination::Settings { target, timeout, .. } = destination;
-    match before.map(|webhook| &webhook.destination.upstream) {
-        Some(upstream) if tls.is_none() && upstream.is_for(target, *timeout) => Arc::clone(upstream),
+    let mut known = before.iter().flat_map(|webhook| &webhook.destinations).map(|known| &known.upstream);
+    match known.find(|upstream| upstream.is_for(target, *timeout)) {
+        Some(upstream) if tls.is_none() => Arc::clone(upstream),
         _ => Arc::new(Upstream::new(target.clone(), tls, *timeout, lanes)),
     }
 }

@@ -11,8 +11,10 @@ use std::{
 
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
-    config::{Config, Destination, IdentityFiles, Origin, Webhook, show_duration, show_instant, show_size},
-    delivery::destination,
+    config::{
+        Config, Destination, IdentityFiles, Origin, Queue, Webhook, show_duration, show_instant, show_size,
+    },
+    delivery::{destination, queue::Store},
     ops::log,
     webhook::{
         event::{EVENTS, Kind},
@@ -87,7 +89,11 @@ impl Display for Description<'_> {
         if window.is_zero() {
             line(f, 0, "duplicates", "not told: no memory of IDs at all")?;
         } else {
-            line(f, 0, "duplicates", format_args!("told for {} after a delivery", show_duration(window)))?;
+            let what = if config.queue.is_some() { "while one waits, and for" } else { "for" };
+            line(f, 0, "duplicates", format_args!("told {what} {} after a delivery", show_duration(window)))?;
+        }
+        if let Some(queue) = &config.queue {
+            describe_queue(f, queue)?;
         }
         let format = match config.log.format {
             log::Format::Json => "JSON",
@@ -104,6 +110,54 @@ impl Display for Description<'_> {
         }
         Ok(())
     }
+}
+
+fn describe_queue(f: &mut Formatter<'_>, queue: &Queue) -> fmt::Result {
+    let Queue { store, retention, worker } = queue;
+    match store {
+        Store::Sqlite { path } => {
+            line(f, 0, "queue", format_args!("in the file {}, for this service alone", path.display()))?;
+        }
+        Store::Nats { url, stream, credentials, ca, replicas } => {
+            line(
+                f,
+                0,
+                "queue",
+                format_args!("in NATS JetStream at {url}, stream {stream}, kept {replicas} times"),
+            )?;
+            if let Some(path) = credentials {
+                line(f, 0, "", format_args!("credentials from the file {}", path.display()))?;
+            }
+            if let Some(path) = ca {
+                line(f, 0, "", format_args!("trusting the certificates in {}", path.display()))?;
+            }
+        }
+    }
+    line(f, 0, "", "a delivery is answered 202 once it is there, and handed on from there")?;
+    line(
+        f,
+        0,
+        "retries",
+        format_args!(
+            "up to {} attempts or an age of {}, up to {} after the first and {} at most between them",
+            worker.max_attempts,
+            show_duration(worker.max_age),
+            show_duration(worker.backoff.initial),
+            show_duration(worker.backoff.max),
+        ),
+    )?;
+    line(f, 0, "", format_args!("{} attempts at a time for each destination", worker.concurrency))?;
+    line(
+        f,
+        0,
+        "kept",
+        format_args!(
+            "what is done for {}, dead letters for {}, {} in all",
+            show_duration(retention.retain),
+            show_duration(retention.dead_retain),
+            show_size(retention.max_bytes),
+        ),
+    )
 }
 
 fn describe_webhook(f: &mut Formatter<'_>, webhook: &Webhook) -> fmt::Result {
@@ -168,6 +222,20 @@ fn describe_destination(
     }
     if let Some(files) = &told.identity {
         line(f, 2, "identity", Files(files))?;
+    }
+    if settings.policy.in_order {
+        line(f, 2, "order", "the deliveries of one environment one after another, as they came")?;
+    }
+    if let Some(wait) = settings.policy.coalesce {
+        line(
+            f,
+            2,
+            "coalesce",
+            format_args!(
+                "each waits for {}; of one environment and event only the newest is delivered",
+                show_duration(wait)
+            ),
+        )?;
     }
     match &settings.events {
         Some(events) => describe_events(f, 2, events),

@@ -40,7 +40,7 @@ use super::{
 use crate::{
     app::{self, App},
     config::{self, Config},
-    delivery::{dedupe, destination},
+    delivery::{dedupe, destination, queue},
     ingress::{route, server},
     ops, tls,
     upstream::target::Target,
@@ -275,6 +275,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         ca: None,
         identity: None,
         events: None,
+        policy: queue::Policy::default(),
     };
     let settings = route::Settings {
         name: "demo".into(),
@@ -305,6 +306,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),
         dedupe: dedupe::Settings::default(),
+        queue: None,
         webhooks: vec![webhook],
         path: PathBuf::new(),
         files: vec![],

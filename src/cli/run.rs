@@ -55,9 +55,13 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
     for warning in &config.warnings {
         warn!(%warning, "doubtful configuration");
     }
-    let app = App::build(config, Some(control)).map_err(|error| match error {
+    let app = {
+        let _entered = runtime.enter();
+        App::build(config, Some(control))
+    };
+    let app = app.map_err(|error| match error {
         BuildError::Bind { .. } | BuildError::Tls(_) => Failure::Failed(error.to_string()),
-        BuildError::NoRoots { .. } => Failure::Usage(error.to_string()),
+        BuildError::NoRoots { .. } | BuildError::Queue(_) => Failure::Usage(error.to_string()),
     });
     let drained = app.map(|app| runtime.block_on(app.run(shutdown, now)));
     // A name that is still being resolved is nobody's any more: the end does not wait for the resolver.

@@ -9,11 +9,15 @@ use super::{
     certificates::{IdentityFiles, authorities, identity},
     file::{LONGEST, label, unix_path_mistake},
     origin::{Source, header_value},
+    queue::coalesce,
     reader::{Item, Table},
     webhook::{Taken, events, name_of, tables},
 };
 use crate::{
-    delivery::destination::{Format, Settings, is_reserved_header},
+    delivery::{
+        destination::{Format, Settings, is_reserved_header},
+        queue::Policy,
+    },
     upstream::target::{Address, Target, TargetError},
     webhook::{event::Scope, filter::Events},
 };
@@ -46,11 +50,11 @@ pub(super) fn destinations(
     let mut all = Vec::new();
     for (number, table) in (1..).zip(tables(&item, "destination", EXAMPLE)) {
         if number == 2 && !queued {
-            table.mistake("is the second destination: a webhook has one as long as there is no [queue]; remove it, or give it a webhook of its own");
+            table.mistake("is the second destination: a webhook has one as long as there is no queue; write a section [queue], remove it, or give it a webhook of its own");
         }
         let name = name_of(&table, "destination", number);
         names.claim(&table, &name, &name);
-        all.extend(destination(table, name, scope, wanted));
+        all.extend(destination(table, name, scope, wanted, queued));
     }
     (webhook.context.mistakes() == before).then(|| all.into_iter().unzip())
 }
@@ -60,6 +64,7 @@ fn destination(
     name: String,
     scope: Option<Scope>,
     wanted: Option<&Events>,
+    queued: bool,
 ) -> Option<(Settings, Destination)> {
     table.take("name").and_then(|item| label(&item));
     let url = table.require("url", "write url = \"http://HOST:PORT/PATH\"").and_then(|item| url(&item));
@@ -78,15 +83,36 @@ fn destination(
         }
         Some(events)
     });
+    let policy = policy(&mut table, queued);
     table.finish();
 
     let (url, target) = url?;
     let (ca_file, ca) = ca.unzip();
     let (identity, identity_files) = identity.unzip();
     Some((
-        Settings { name, target, format, timeout, headers, ca, identity, events },
+        Settings { name, target, format, timeout, headers, ca, identity, events, policy },
         Destination { url, ca: ca_file, identity: identity_files, headers: sources },
     ))
+}
+
+/// `order` and `coalesce`: what is not handed on at once can be put in order.
+fn policy(table: &mut Table<'_>, queued: bool) -> Policy {
+    let mut take = |name: &'static str| {
+        let item = table.take(name)?;
+        if !queued {
+            item.context.mistake(
+                item.key_at,
+                &item.key,
+                "needs the queue, since without it each delivery is handed on at once: write a section [queue], or remove it",
+            );
+        }
+        Some(item)
+    };
+    let (order, wait) = (take("order"), take("coalesce"));
+    Policy {
+        in_order: order.and_then(|item| item.word(&[("environment", true)])).unwrap_or_default(),
+        coalesce: wait.and_then(|item| coalesce(&item)),
+    }
 }
 
 fn url(item: &Item<'_>) -> Option<(String, Target)> {

@@ -13,6 +13,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     certificates::{IdentityFiles, identity},
+    queue::{Queue, queue},
     reader::{Item, Table, nearest},
     webhook::{Webhook, webhooks},
 };
@@ -39,6 +40,7 @@ pub(super) struct Settings {
     pub(super) ops: ops::Settings,
     pub(super) log: log::Settings,
     pub(super) dedupe: dedupe::Settings,
+    pub(super) queue: Option<Queue>,
     pub(super) webhooks: Vec<Webhook>,
 }
 
@@ -58,17 +60,15 @@ impl Settings {
             "is not built yet: remove it; /metrics and the log say what became of a delivery until then",
         );
         root.refuse(
-            "queue",
-            "is not built yet: remove it; without it each delivery is handed on at once, and the upstream's answer is Pulumi's",
-        );
-        root.refuse(
             "destination",
             "belongs to a webhook: write [[webhook.destination]] below its [[webhook]]",
         );
+        // Also a queue that is wrong lets webhooks be as they are with one.
         let queued = root.find("queue").is_some();
+        let queue = section(&mut root, "queue").map(queue);
         let webhooks = webhooks(&mut root, queued);
         root.finish();
-        Self { server, tls, ops, log, dedupe, webhooks }
+        Self { server, tls, ops, log, dedupe, queue, webhooks }
     }
 }
 
@@ -77,7 +77,7 @@ fn section<'c>(root: &mut Table<'c>, name: &'static str) -> Option<Table<'c>> {
 }
 
 /// No wait is shorter than this, or it would never end in time.
-const SHORTEST: Duration = Duration::from_millis(1);
+pub(super) const SHORTEST: Duration = Duration::from_millis(1);
 /// No wait is longer: what takes a day is stuck.
 pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 

@@ -1,5 +1,8 @@
-//! One try to deliver: render, send, classify, count.
+//! One try to deliver: render, send, classify. Direct and queued deliveries share it.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
 use super::destination::{Destination, Parcel};
@@ -16,22 +19,182 @@ pub enum Outcome {
     Failed(SendError),
 }
 
+/// Whether another try could end better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prospect {
+    /// It is done.
+    Done,
+    /// It may, and the upstream may have said when.
+    Better(Option<Duration>),
+    /// It would end the same.
+    Same,
+}
+
 impl Outcome {
     /// Whether the upstream accepted it.
     #[must_use]
     pub const fn is_delivered(&self) -> bool {
         matches!(self, Self::Delivered(_))
     }
+
+    /// The upstream's status, where it gave one.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Delivered(reply) | Self::Declined(reply) => Some(reply.status.as_u16()),
+            Self::Failed(error) => error.kind.status().map(|status| status.as_u16()),
+        }
+    }
+
+    /// Whether another try could end better. `now` is what a date in `Retry-After` is compared with.
+    #[must_use]
+    pub fn prospect(&self, now: SystemTime) -> Prospect {
+        match self {
+            Self::Delivered(_) => Prospect::Done,
+            Self::Declined(reply) if is_transient(reply.status.as_u16()) => {
+                Prospect::Better(reply.retry_after.as_ref().and_then(|value| read_retry_after(value, now)))
+            }
+            Self::Failed(error) if error.kind.is_transient() => Prospect::Better(None),
+            Self::Declined(_) | Self::Failed(_) => Prospect::Same,
+        }
+    }
 }
 
-/// Tries once, as attempt number `number` (from 1).
-pub async fn attempt(destination: &Destination, parcel: &Parcel, number: u32, lane: usize) -> Outcome {
+/// Tries once, as attempt number `number` (from 1). With how long it took.
+pub async fn attempt(
+    destination: &Destination,
+    parcel: &Parcel,
+    number: u32,
+    lane: usize,
+) -> (Outcome, Duration) {
     let began = Instant::now();
     let outcome = match destination.upstream.send(lane, || destination.render(parcel, number)).await {
         Ok(reply) if reply.status.is_success() => Outcome::Delivered(reply),
         Ok(reply) => Outcome::Declined(reply),
         Err(error) => Outcome::Failed(error),
     };
-    destination.metrics.attempt(outcome.is_delivered(), began.elapsed());
-    outcome
+    (outcome, began.elapsed())
+}
+
+/// Statuses that speak of the moment and not of the delivery.
+const fn is_transient(status: u16) -> bool {
+    matches!(status, 408 | 425 | 429 | 500..=599)
+}
+
+/// `Retry-After`: seconds, or a date as RFC 9110 has senders write it. What is neither says nothing.
+fn read_retry_after(value: &HeaderValue, now: SystemTime) -> Option<Duration> {
+    let text = value.to_str().ok()?.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More digits than fit are longer than anybody waits.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    let date = UNIX_EPOCH.checked_add(Duration::from_secs(read_http_date(text)?))?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+/// Seconds since 1970 of a date such as `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn read_http_date(text: &str) -> Option<u64> {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let (_weekday, rest) = text.split_once(", ")?;
+    let mut parts = rest.split(' ');
+    let mut next = || parts.next();
+    let (day, month, year, time, zone) = (next()?, next()?, next()?, next()?, next()?);
+    if zone != "GMT" || parts.next().is_some() {
+        return None;
+    }
+    let number = |text: &str, digits: usize| -> Option<u64> {
+        let fits = text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit());
+        if fits { text.parse().ok() } else { None }
+    };
+    let (day, year) = (number(day, 2)?, number(year, 4)?);
+    let month = (1..).zip(MONTHS).find(|(_, name)| *name == month)?.0;
+    let mut clock = time.split(':');
+    let mut next = || clock.next().and_then(|text| number(text, 2));
+    let (hour, minute, second) = (next()?, next()?, next()?);
+    if clock.next().is_some()
+        || year < 1970
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
+        return None;
+    }
+    // Years begin in March here, so that the leap day is the last of its year.
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    /// From 0000-03-01 to 1970-01-01.
+    const DAYS_TO_1970: u64 = 719_468;
+    Some(days.checked_sub(DAYS_TO_1970)? * 86_400 + hour * 3600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use hyper::StatusCode;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn declined(status: u16, retry_after: Option<&'static str>) -> Outcome {
+        Outcome::Declined(Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            content_type: None,
+            retry_after: retry_after.map(HeaderValue::from_static),
+            body: Bytes::new(),
+        })
+    }
+
+    #[test]
+    fn only_statuses_of_the_moment_are_worth_another_try() {
+        let worth: Vec<_> = (400..600)
+            .filter(|status| declined(*status, None).prospect(UNIX_EPOCH) == Prospect::Better(None))
+            .collect();
+        let expected: Vec<u16> = [408, 425, 429].into_iter().chain(500..600).collect();
+        assert_eq!(worth, expected);
+        assert_eq!(declined(404, Some("5")).prospect(UNIX_EPOCH), Prospect::Same);
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (value, seconds) in [
+            ("0", Some(0)),
+            ("120", Some(120)),
+            (" 7 ", Some(7)),
+            ("99999999999999999999999", Some(u64::MAX)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:37 GMT", Some(60)),
+            ("Mon, 07 Nov 1994 08:49:37 GMT", Some(86_400)),
+            ("Thu, 29 Feb 1996 00:00:00 GMT", Some(41_440_223)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
+            ("", None),
+            ("-1", None),
+            ("1.5", None),
+            ("soon", None),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37 UTC", None),
+            ("Sun, 6 Nov 1994 08:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 24:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37 GMT x", None),
+        ] {
+            let found = read_retry_after(&HeaderValue::from_static(value), now);
+            assert_eq!(found, seconds.map(Duration::from_secs), "{value}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_retry_after_is_too_strange(
+            text in any::<String>(),
+            near in "[A-Z][a-z]{2}, [0-9]{2} (Jan|Feb|Dec) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT",
+        ) {
+            for text in [text, near] {
+                if let Ok(value) = HeaderValue::from_str(&text) {
+                    read_retry_after(&value, UNIX_EPOCH);
+                }
+            }
+        }
+    }
 }

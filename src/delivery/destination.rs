@@ -9,6 +9,7 @@ use hyper::{
     header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
 };
 
+use super::queue::Policy;
 use crate::{
     ops::metrics::ForDestination,
     tls::{Authorities, Identity},
@@ -35,6 +36,8 @@ pub struct Settings {
     pub identity: Option<Identity>,
     /// Narrows the webhook's events. `None`: all of them.
     pub events: Option<Events>,
+    /// With a queue: how its jobs are taken out of it.
+    pub policy: Policy,
 }
 
 impl Settings {
@@ -82,6 +85,8 @@ pub struct Destination {
     pub upstream: Arc<Upstream>,
     /// What it counts.
     pub metrics: ForDestination,
+    /// With a queue: how its jobs are taken out of it.
+    pub policy: Policy,
     events: Option<Events>,
     format: Format,
     /// The headers that are the same in every request.
@@ -130,6 +135,7 @@ impl Destination {
             name: settings.name.clone(),
             upstream,
             metrics,
+            policy: settings.policy,
             events: settings.events.clone(),
             format: settings.format,
             headers,

@@ -1,20 +1,95 @@
-//! How accepted deliveries are handed on. Direct: now, and the sender gets the upstream's answer.
+//! How accepted deliveries are handed on. Direct: now, and the sender gets the upstream's answer. Queued: committed to
+//! the queue, from which a [`worker`](super::worker) delivers it.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::timeout;
 
 use super::{
     attempt::{Outcome, attempt},
     dedupe::{Claim, Memory},
     destination::{Destination, Parcel},
+    queue::{self, Enqueued, Queue, QueueError},
 };
+use crate::{ops::metrics::AttemptResult, webhook::payload::Delivery};
+
+/// How long a sender waits for the commit. One that comes later stands, although the sender was told otherwise: what
+/// it sends again is then a duplicate.
+const COMMIT: Duration = Duration::from_secs(5);
+
+/// How deliveries are handed on.
+#[derive(Debug)]
+pub enum Dispatch {
+    /// At once.
+    Direct(Direct),
+    /// By way of a queue.
+    Queued(Arc<dyn Queue>),
+}
 
 /// What became of a delivery.
 #[derive(Debug, Clone)]
 pub enum Dispatched {
     /// It was tried, or a copy of it was that was on its way already.
     Tried(Outcome),
-    /// It was delivered before.
+    /// It is committed to the queue.
+    Queued,
+    /// The queue did not take it.
+    NotQueued(QueueError),
+    /// It was delivered before, or waits already.
     Duplicate,
-    /// Another body was delivered under its ID.
+    /// Another body came under its ID.
     Conflict,
+}
+
+impl Dispatch {
+    /// Hands a delivery of the webhook named `webhook` on to those of its destinations that want it. At least one does;
+    /// without a queue it is the only one.
+    pub async fn dispatch(
+        &self,
+        webhook: &str,
+        delivery: &Delivery<'_>,
+        destinations: &[Arc<Destination>],
+        parcel: Parcel,
+        lane: usize,
+    ) -> Dispatched {
+        match self {
+            Self::Direct(direct) => {
+                let destination = destinations.first().expect("a webhook has a destination");
+                direct.dispatch(webhook, delivery.id.as_str(), destination, &parcel, lane).await
+            }
+            Self::Queued(queue) => {
+                enqueue(
+                    &**queue,
+                    queue::Delivery {
+                        webhook: webhook.to_owned(),
+                        environment: delivery
+                            .environment()
+                            .map(|(project, name)| format!("{project}/{name}")),
+                        revision: delivery.revision(),
+                        destinations: destinations
+                            .iter()
+                            .filter(|destination| destination.wants(delivery))
+                            .map(|destination| (destination.name.clone(), destination.policy))
+                            .collect(),
+                        parcel,
+                    },
+                )
+                .await
+            }
+        }
+    }
+}
+
+async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {
+    match timeout(COMMIT, queue.enqueue(delivery)).await {
+        Ok(Ok(Enqueued::Queued)) => Dispatched::Queued,
+        Ok(Ok(Enqueued::Duplicate)) => Dispatched::Duplicate,
+        Ok(Ok(Enqueued::Conflict)) => Dispatched::Conflict,
+        Ok(Err(error)) => Dispatched::NotQueued(error),
+        Err(_elapsed) => {
+            Dispatched::NotQueued(QueueError::Unavailable(format!("no commit within {COMMIT:?}")))
+        }
+    }
 }
 
 /// Hands on at once.
@@ -31,7 +106,7 @@ impl Direct {
     }
 
     /// Delivers once however many copies come at a time. `id` and `webhook` say which delivery it is.
-    pub async fn dispatch(
+    async fn dispatch(
         &self,
         webhook: &str,
         id: &str,
@@ -42,8 +117,11 @@ impl Direct {
         loop {
             match self.memory.claim(webhook, id, &parcel.body) {
                 Claim::New(delivering) => {
-                    let outcome = attempt(destination, parcel, 1, lane).await;
-                    delivering.finish(outcome.is_delivered(), &outcome);
+                    let (outcome, duration) = attempt(destination, parcel, 1, lane).await;
+                    let delivered = outcome.is_delivered();
+                    let result = if delivered { AttemptResult::Delivered } else { AttemptResult::Failed };
+                    destination.metrics.attempt(result, duration);
+                    delivering.finish(delivered, &outcome);
                     return Dispatched::Tried(outcome);
                 }
                 Claim::Duplicate => return Dispatched::Duplicate,

@@ -15,6 +15,7 @@ pub mod sqlite;
 
 use std::{
     fmt,
+    path::PathBuf,
     pin::Pin,
     str::FromStr,
     time::{Duration, SystemTime},
@@ -425,6 +426,46 @@ impl Drop for Lease {
         if let Some(hold) = self.hold.take() {
             hold.release();
         }
+    }
+}
+
+/// Where the queue is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Store {
+    /// In a file, for one running service.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+    },
+    /// In NATS JetStream, for any number of running services.
+    Nats {
+        /// `nats://HOST:PORT` or `tls://HOST:PORT`, without credentials.
+        url: String,
+        /// The name of the stream.
+        stream: String,
+        /// The file with the credentials.
+        credentials: Option<PathBuf>,
+        /// The authorities to trust instead of the platform's.
+        ca: Option<PathBuf>,
+        /// How many servers keep each message.
+        replicas: u8,
+    },
+}
+
+impl Store {
+    /// Its name in the configuration.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Nats { .. } => "nats",
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::Sqlite { path: "/var/lib/hookgate/queue.db".into() }
     }
 }
 

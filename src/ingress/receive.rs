@@ -34,7 +34,7 @@ use crate::{
     delivery::{
         attempt,
         destination::Parcel,
-        dispatch::{Direct, Dispatched},
+        dispatch::{Dispatch, Dispatched},
     },
     ops::metrics::{ForWebhook, Metrics},
     upstream::Failure,
@@ -65,7 +65,7 @@ pub struct Gate {
     /// The limits of a request.
     pub limits: Limits,
     /// How accepted deliveries are handed on.
-    pub dispatch: Arc<Direct>,
+    pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// What requests to a path that is not configured count.
@@ -214,9 +214,9 @@ impl Gate {
 
         // Filter.
         match webhook.filter.judge(&delivery) {
-            Verdict::Forward if webhook.destination.wants(&delivery) => {}
+            Verdict::Forward if webhook.destinations.iter().any(|to| to.wants(&delivery)) => {}
             Verdict::Forward => {
-                trail.reason = Some(Reason::Said("the event is not among the destination's `events`"));
+                trail.reason = Some(Reason::Said("the event is among no destination's `events`"));
                 return Ok(Answer::done(Outcome::Filtered));
             }
             Verdict::Ignore(unwanted) => {
@@ -252,10 +252,8 @@ impl Gate {
             kind_verified: delivery.agreement == Agreement::Proven,
             traceparent: continue_trace(headers.traceparent),
         };
-        let dispatched = self
-            .dispatch
-            .dispatch(&webhook.name, id.as_str(), &webhook.destination, &parcel, self.lane)
-            .await;
+        let dispatched =
+            self.dispatch.dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, self.lane).await;
         match dispatched {
             Dispatched::Tried(attempt::Outcome::Delivered(reply) | attempt::Outcome::Declined(reply)) => {
                 trail.upstream_status = Some(reply.status);
@@ -264,14 +262,18 @@ impl Gate {
             Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
                 rejection: match error.kind {
                     Failure::Unreachable => Rejection::UpstreamUnreachable,
-                    Failure::BadAnswer => Rejection::UpstreamBadAnswer,
+                    Failure::BadAnswer | Failure::Redirected(_) => Rejection::UpstreamBadAnswer,
                     Failure::Timeout => Rejection::UpstreamTimeout,
                 },
                 reason: Reason::Upstream(error),
             }),
+            Dispatched::Queued => Ok(Answer::done(Outcome::Queued)),
+            Dispatched::NotQueued(error) => {
+                Err(Refusal { rejection: Rejection::QueueUnavailable, reason: Reason::Queue(error) })
+            }
             Dispatched::Duplicate => Ok(Answer::done(Outcome::Duplicate)),
             Dispatched::Conflict => Err(Rejection::IdConflict
-                .because("another body was delivered under this ID within `dedupe.window`")),
+                .because("another body came under this ID within `dedupe.window`, or waits in the queue")),
         }
     }
 }

@@ -13,6 +13,7 @@ use hyper::{
 };
 
 use crate::{
+    delivery::queue::QueueError,
     upstream::{Reply, SendError},
     webhook::payload::{Mismatch, PayloadError},
 };
@@ -28,6 +29,8 @@ const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 pub enum Outcome {
     /// The upstream answered.
     Forwarded,
+    /// It is in the queue.
+    Queued,
     /// Genuine, but not wanted.
     Filtered,
     /// Delivered before.
@@ -40,11 +43,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// How many there are.
-    pub const COUNT: usize = 4 + Rejection::ALL.len();
+    pub const COUNT: usize = 5 + Rejection::ALL.len();
 
     /// Every outcome, in the order of [`Outcome::index`].
     pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Forwarded, Self::Filtered, Self::Duplicate, Self::Pong]
+        [Self::Forwarded, Self::Queued, Self::Filtered, Self::Duplicate, Self::Pong]
             .into_iter()
             .chain(Rejection::ALL.into_iter().map(Self::Refused))
     }
@@ -60,6 +63,7 @@ impl Outcome {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Forwarded => "forwarded",
+            Self::Queued => "queued",
             Self::Filtered => "filtered",
             Self::Duplicate => "duplicate",
             Self::Pong => "pong",
@@ -107,13 +111,15 @@ pub enum Rejection {
     UpstreamBadAnswer,
     /// The upstream did not answer in time.
     UpstreamTimeout,
+    /// The queue did not take it.
+    QueueUnavailable,
     /// The service is ending, and this request was not done by then.
     Draining,
 }
 
 impl Rejection {
     /// Every rejection.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::BadRequest,
@@ -132,6 +138,7 @@ impl Rejection {
         Self::UpstreamUnreachable,
         Self::UpstreamBadAnswer,
         Self::UpstreamTimeout,
+        Self::QueueUnavailable,
         Self::Draining,
     ];
 
@@ -198,6 +205,11 @@ impl Rejection {
                 "upstream_timeout",
                 "The receiving service did not answer in time.",
             ),
+            Self::QueueUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "queue_unavailable",
+                "The delivery cannot be stored now. Try again later.",
+            ),
             Self::Draining => {
                 (StatusCode::SERVICE_UNAVAILABLE, "draining", "The service is ending. Try again later.")
             }
@@ -227,7 +239,7 @@ impl Rejection {
             Self::MethodNotAllowed => {
                 headers.insert(ALLOW, HeaderValue::from_static("POST"));
             }
-            Self::Overloaded | Self::Draining => {
+            Self::Overloaded | Self::QueueUnavailable | Self::Draining => {
                 headers.insert(RETRY_AFTER, RETRY_SECONDS);
             }
             _ => {}
@@ -256,6 +268,8 @@ pub enum Reason {
     Mismatch(Mismatch),
     /// The upstream gave no answer.
     Upstream(SendError),
+    /// The queue did not take it.
+    Queue(QueueError),
 }
 
 impl fmt::Display for Reason {
@@ -265,6 +279,7 @@ impl fmt::Display for Reason {
             Self::Payload(error) => error.fmt(f),
             Self::Mismatch(mismatch) => mismatch.fmt(f),
             Self::Upstream(error) => error.fmt(f),
+            Self::Queue(error) => error.fmt(f),
         }
     }
 }
@@ -292,16 +307,20 @@ impl Answer {
         Self { outcome, response }
     }
 
-    /// A 200 of ours, for what is done without the upstream.
+    /// A 2xx of ours, for what is done without the upstream, or will be.
     #[must_use]
     pub fn done(outcome: Outcome) -> Self {
         let body = match outcome {
+            Outcome::Queued => r#"{"outcome":"queued"}"#,
             Outcome::Filtered => r#"{"outcome":"filtered"}"#,
             Outcome::Duplicate => r#"{"outcome":"duplicate"}"#,
             Outcome::Pong => r#"{"outcome":"pong"}"#,
             Outcome::Forwarded | Outcome::Refused(_) => "",
         };
         let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
+        if outcome == Outcome::Queued {
+            *response.status_mut() = StatusCode::ACCEPTED;
+        }
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Self::new(outcome, response)
     }

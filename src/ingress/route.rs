@@ -1,6 +1,6 @@
 //! Webhooks by path.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use crate::{
     delivery::destination::{self, Destination},
@@ -32,8 +32,8 @@ pub struct Webhook {
     pub verifier: Verifier,
     /// What it wants.
     pub filter: Filter,
-    /// Where its deliveries go.
-    pub destination: Destination,
+    /// Where its deliveries go: at least one; without a queue the only one.
+    pub destinations: Vec<Arc<Destination>>,
     /// What it counts.
     pub metrics: ForWebhook,
 }
@@ -47,6 +47,11 @@ impl Routes {
     #[must_use]
     pub fn find(&self, path: &str) -> Option<&Webhook> {
         self.0.get(path)
+    }
+
+    /// All of them.
+    pub fn webhooks(&self) -> impl Iterator<Item = &Webhook> {
+        self.0.values()
     }
 }
 

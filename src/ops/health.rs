@@ -1,11 +1,9 @@
 //! The ops endpoints: is it alive, is it ready, what does it count.
 
 use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering::SeqCst},
-    },
+    collections::BTreeSet,
+    fmt::{self, Write as _},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bytes::Bytes;
@@ -17,36 +15,74 @@ use hyper::{
 
 /// Whether the service should be sent requests. Clones are handles on the same state.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<AtomicU8>);
+pub struct Readiness(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    stage: Stage,
+    /// Why the queue takes nothing, if it does not.
+    queue: Option<String>,
+    /// Destinations that are left alone for now.
+    left_alone: BTreeSet<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Stage {
+    #[default]
+    Starting,
+    Open,
+    Draining,
+}
 
 /// What keeps a service from being ready.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unready {
     /// The listeners are not open yet.
     Starting,
+    /// The queue takes nothing, for this reason.
+    Queue(String),
     /// It is ending.
     Draining,
 }
 
 impl fmt::Display for Unready {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Starting => "starting: the listeners are not open yet",
-            Self::Draining => "draining: the service is ending",
-        })
+        match self {
+            Self::Starting => f.write_str("starting: the listeners are not open yet"),
+            Self::Queue(reason) => write!(f, "queue: {reason}"),
+            Self::Draining => f.write_str("draining: the service is ending"),
+        }
     }
 }
 
 impl Readiness {
     /// The listeners are open.
     pub fn ready(&self) {
+        let mut state = self.lock();
         // A drain that came first stays.
-        let _unless_draining = self.0.compare_exchange(0, 1, SeqCst, SeqCst);
+        if state.stage == Stage::Starting {
+            state.stage = Stage::Open;
+        }
     }
 
     /// The service is ending. There is no way back.
     pub fn draining(&self) {
-        self.0.store(2, SeqCst);
+        self.lock().stage = Stage::Draining;
+    }
+
+    /// The queue takes deliveries, or does not, for this reason.
+    pub fn queue(&self, trouble: Option<String>) {
+        self.lock().queue = trouble;
+    }
+
+    /// A destination is left alone, or not any more. This is told, and makes nobody unready: others are served.
+    pub fn left_alone(&self, destination: &str, yes: bool) {
+        let mut state = self.lock();
+        if yes {
+            state.left_alone.insert(destination.to_owned());
+        } else {
+            state.left_alone.remove(destination);
+        }
     }
 
     /// Whether it is ready.
@@ -55,11 +91,29 @@ impl Readiness {
     ///
     /// What keeps it from being ready.
     pub fn check(&self) -> Result<(), Unready> {
-        match self.0.load(SeqCst) {
-            0 => Err(Unready::Starting),
-            1 => Ok(()),
-            _ => Err(Unready::Draining),
+        let state = self.lock();
+        match (state.stage, &state.queue) {
+            (Stage::Draining, _) => Err(Unready::Draining),
+            (Stage::Starting, _) => Err(Unready::Starting),
+            (Stage::Open, Some(reason)) => Err(Unready::Queue(reason.clone())),
+            (Stage::Open, None) => Ok(()),
         }
+    }
+
+    /// Status and text of `/readyz`.
+    fn tell(&self) -> (StatusCode, String) {
+        let (status, mut text) = match self.check() {
+            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+            Err(unready) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {unready}\n")),
+        };
+        for destination in &self.lock().left_alone {
+            writeln!(text, "circuit open: {destination}").expect("writing to a String does not fail");
+        }
+        (status, text)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -79,10 +133,10 @@ pub fn answer<B>(
     }
     match request.uri().path() {
         "/healthz" | "/livez" => plain(StatusCode::OK, TEXT, "ok\n".into()),
-        "/readyz" => match readiness.check() {
-            Ok(()) => plain(StatusCode::OK, TEXT, "ready\n".into()),
-            Err(unready) => plain(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("not ready: {unready}\n")),
-        },
+        "/readyz" => {
+            let (status, text) = readiness.tell();
+            plain(status, TEXT, text)
+        }
         "/metrics" => plain(StatusCode::OK, OPEN_METRICS, metrics()),
         _ => plain(StatusCode::NOT_FOUND, TEXT, "not found: see /healthz, /readyz, /metrics\n".into()),
     }
@@ -93,4 +147,28 @@ fn plain(status: StatusCode, content_type: &'static str, body: String) -> Respon
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_follows_the_queue_and_only_tells_of_destinations() {
+        let readiness = Readiness::default();
+        readiness.queue(Some("no NATS".into()));
+        assert_eq!(readiness.check(), Err(Unready::Starting));
+        readiness.ready();
+        assert_eq!(readiness.tell(), (StatusCode::SERVICE_UNAVAILABLE, "not ready: queue: no NATS\n".into()));
+        readiness.queue(None);
+        assert_eq!(readiness.tell(), (StatusCode::OK, "ready\n".into()));
+        readiness.left_alone("esc/app", true);
+        readiness.left_alone("esc/app", true);
+        assert_eq!(readiness.tell(), (StatusCode::OK, "ready\ncircuit open: esc/app\n".into()));
+        readiness.left_alone("esc/app", false);
+        assert_eq!(readiness.tell(), (StatusCode::OK, "ready\n".into()));
+        readiness.draining();
+        readiness.ready();
+        assert_eq!(readiness.check(), Err(Unready::Draining));
+    }
 }

@@ -32,10 +32,50 @@ pub struct Metrics {
     secret_last_used: Family<SecretLabels, Gauge<f64, AtomicU64>>,
     reload_success: Gauge,
     reloads: Family<ReloadLabels, Counter>,
+    queue: Option<QueueMetrics>,
     /// Requests being served.
     pub inflight_requests: Gauge,
     /// Open connections to the webhook listener.
     pub connections: Gauge,
+}
+
+/// What only a service with a queue has to tell.
+#[derive(Debug, Default)]
+struct QueueMetrics {
+    depth: Family<DestinationLabels, Gauge>,
+    oldest: Family<DestinationLabels, Gauge<f64, AtomicU64>>,
+    dead: Family<DestinationLabels, Gauge>,
+    circuit_open: Family<DestinationLabels, Gauge>,
+    bytes: Gauge,
+    max_bytes: Gauge,
+    dead_dropped: Counter,
+}
+
+/// The result of an attempt. Directly, an attempt is delivered or failed; from a queue, what is not delivered is tried
+/// again or dead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttemptResult {
+    /// The upstream accepted it.
+    Delivered,
+    /// It did not, and Pulumi was told so.
+    Failed,
+    /// It did not, and will be asked again.
+    Retry,
+    /// It did not, and will not be asked again.
+    Dead,
+}
+
+impl AttemptResult {
+    /// Its label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Retry => "retry",
+            Self::Dead => "dead",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -88,6 +128,7 @@ impl Metrics {
             secret_last_used: Family::default(),
             reload_success: Gauge::default(),
             reloads: Family::default(),
+            queue: None,
             inflight_requests: Gauge::default(),
             connections: Gauge::default(),
         };
@@ -130,6 +171,35 @@ impl Metrics {
         metrics
     }
 
+    /// All metrics of a service with a queue, at zero.
+    #[must_use]
+    pub fn with_queue() -> Self {
+        let mut metrics = Self::new();
+        let queue = QueueMetrics::default();
+        let registry = &mut metrics.registry;
+        registry.register("queue_depth", "Jobs that wait to be delivered", queue.depth.clone());
+        registry.register(
+            "queue_oldest_seconds",
+            "The age of the oldest job that waits; 0: none does",
+            queue.oldest.clone(),
+        );
+        registry.register("dead_letters", "Jobs that were given up and are kept", queue.dead.clone());
+        registry.register(
+            "destination_circuit_open",
+            "1 while a destination is left alone and only probed",
+            queue.circuit_open.clone(),
+        );
+        registry.register("queue_bytes", "What the queue takes", queue.bytes.clone());
+        registry.register("queue_max_bytes", "What the queue may take", queue.max_bytes.clone());
+        registry.register(
+            "dead_letters_dropped",
+            "Dead letters that were dropped since they were older than dead_retain",
+            queue.dead_dropped.clone(),
+        );
+        metrics.queue = Some(queue);
+        metrics
+    }
+
     /// The handles of a webhook, [`NO_WEBHOOK`] for none. `outcomes` are the labels in the order in which
     /// [`ForWebhook::request`] counts them.
     #[must_use]
@@ -156,16 +226,54 @@ impl Metrics {
     /// The handles of a destination.
     #[must_use]
     pub fn destination(&self, webhook: &str, destination: &str) -> ForDestination {
-        let attempts = |result| {
-            let labels = ResultLabels { webhook: webhook.into(), destination: destination.into(), result };
-            self.attempts.get_or_create(&labels).clone()
-        };
         let labels = DestinationLabels { webhook: webhook.into(), destination: destination.into() };
+        let queue = self.queue.as_ref();
+        let attempts = |result: AttemptResult, counted: bool| {
+            let labels = ResultLabels {
+                webhook: webhook.into(),
+                destination: destination.into(),
+                result: result.label(),
+            };
+            // What this service cannot come to is counted where nobody looks.
+            if counted { self.attempts.get_or_create(&labels).clone() } else { Counter::default() }
+        };
         ForDestination {
-            delivered: attempts("delivered"),
-            failed: attempts("failed"),
+            delivered: attempts(AttemptResult::Delivered, true),
+            failed: attempts(AttemptResult::Failed, queue.is_none()),
+            retry: attempts(AttemptResult::Retry, queue.is_some()),
+            dead: attempts(AttemptResult::Dead, queue.is_some()),
             duration: self.attempt_duration.get_or_create(&labels).clone(),
+            circuit_open: queue
+                .map(|queue| queue.circuit_open.get_or_create(&labels).clone())
+                .unwrap_or_default(),
         }
+    }
+
+    /// Sets what waits for a destination. The age is that of the oldest job.
+    pub fn depth(&self, webhook: &str, destination: &str, waiting: u64, oldest: Duration, dead: u64) {
+        let Some(queue) = &self.queue else { return };
+        let labels = DestinationLabels { webhook: webhook.into(), destination: destination.into() };
+        queue.depth.get_or_create(&labels).set(gauge(waiting));
+        queue.oldest.get_or_create(&labels).set(oldest.as_secs_f64());
+        queue.dead.get_or_create(&labels).set(gauge(dead));
+    }
+
+    /// Forgets a destination that is not configured any more.
+    pub fn forget_destination(&self, webhook: &str, destination: &str) {
+        let Some(queue) = &self.queue else { return };
+        let labels = DestinationLabels { webhook: webhook.into(), destination: destination.into() };
+        queue.depth.remove(&labels);
+        queue.oldest.remove(&labels);
+        queue.dead.remove(&labels);
+        queue.circuit_open.remove(&labels);
+    }
+
+    /// Sets what the queue takes as a whole. `dead_dropped` counts from the start.
+    pub fn stock(&self, bytes: u64, max_bytes: u64, dead_dropped: u64) {
+        let Some(queue) = &self.queue else { return };
+        queue.bytes.set(gauge(bytes));
+        queue.max_bytes.set(gauge(max_bytes));
+        queue.dead_dropped.inc_by(dead_dropped.saturating_sub(queue.dead_dropped.get()));
     }
 
     /// Counts a reload of the configuration.
@@ -222,15 +330,33 @@ impl ForWebhook {
 pub struct ForDestination {
     delivered: Counter,
     failed: Counter,
+    retry: Counter,
+    dead: Counter,
     duration: Histogram,
+    circuit_open: Gauge,
 }
 
 impl ForDestination {
     /// Counts an attempt.
-    pub fn attempt(&self, delivered: bool, duration: Duration) {
-        if delivered { &self.delivered } else { &self.failed }.inc();
+    pub fn attempt(&self, result: AttemptResult, duration: Duration) {
+        match result {
+            AttemptResult::Delivered => &self.delivered,
+            AttemptResult::Failed => &self.failed,
+            AttemptResult::Retry => &self.retry,
+            AttemptResult::Dead => &self.dead,
+        }
+        .inc();
         self.duration.observe(duration.as_secs_f64());
     }
+
+    /// Says whether the destination is left alone.
+    pub fn circuit_open(&self, open: bool) {
+        self.circuit_open.set(open.into());
+    }
+}
+
+fn gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -243,7 +369,7 @@ mod tests {
         let webhook = metrics.webhook("esc", ["forwarded", "filtered"].into_iter(), ["new"].into_iter());
         webhook.request(1, Duration::from_millis(3));
         webhook.secret_used(0, UNIX_EPOCH + Duration::from_secs(1_778_653_144));
-        metrics.destination("esc", "app").attempt(false, Duration::from_millis(3));
+        metrics.destination("esc", "app").attempt(AttemptResult::Failed, Duration::from_millis(3));
         metrics.connections.inc();
         let text = metrics.text(7);
         for line in [
@@ -261,5 +387,39 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        for of_queue in ["queue", "dead", "circuit", "retry"] {
+            assert!(!text.contains(&format!("hookgate_{of_queue}")), "{of_queue}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_queue_has_metrics_of_its_own() {
+        let metrics = Metrics::with_queue();
+        let app = metrics.destination("esc", "app");
+        app.attempt(AttemptResult::Retry, Duration::from_millis(3));
+        app.circuit_open(true);
+        metrics.depth("esc", "app", 3, Duration::from_millis(1500), 2);
+        metrics.depth("esc", "old", 1, Duration::ZERO, 0);
+        drop(metrics.destination("esc", "old"));
+        metrics.forget_destination("esc", "old");
+        metrics.stock(10, 20, 3);
+        metrics.stock(11, 20, 5);
+        let text = metrics.text(0);
+        for line in [
+            r#"hookgate_attempts_total{webhook="esc",destination="app",result="delivered"} 0"#,
+            r#"hookgate_attempts_total{webhook="esc",destination="app",result="retry"} 1"#,
+            r#"hookgate_attempts_total{webhook="esc",destination="app",result="dead"} 0"#,
+            r#"hookgate_queue_depth{webhook="esc",destination="app"} 3"#,
+            r#"hookgate_queue_oldest_seconds{webhook="esc",destination="app"} 1.5"#,
+            r#"hookgate_dead_letters{webhook="esc",destination="app"} 2"#,
+            r#"hookgate_destination_circuit_open{webhook="esc",destination="app"} 1"#,
+            "hookgate_queue_bytes 11",
+            "hookgate_queue_max_bytes 20",
+            "hookgate_dead_letters_dropped_total 5",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains(r#"result="failed""#), "{text}");
+        assert!(!text.contains(r#"hookgate_queue_depth{webhook="esc",destination="old"}"#), "{text}");
     }
 }

@@ -113,6 +113,18 @@ impl<'a> Delivery<'a> {
         Some((self.payload.project_name.text()?, self.payload.environment_name.text()?))
     }
 
+    /// The number of the revision that the delivery is about. Of the kind `environment_revision` only: a tag may be
+    /// moved to a lower one.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        let number = |Integer(number): &Integer| *number;
+        if self.kind.as_str() == "environment_revision" {
+            self.payload.revision.get().and_then(number)
+        } else {
+            None
+        }
+    }
+
     /// The tag that the payload is about.
     #[must_use]
     pub fn tag(&self) -> Option<&str> {
@@ -379,7 +391,7 @@ trait Shape<'de>: Sized {
     fn of_text(_: Cow<'de, str>) -> Option<Self> {
         None
     }
-    fn of_integer() -> Option<Self> {
+    fn of_integer(_: Option<u64>) -> Option<Self> {
         None
     }
     fn of_flag(_: bool) -> Option<Self> {
@@ -404,12 +416,13 @@ impl<'de: 'a, 'a> Shape<'de> for Text<'a> {
     }
 }
 
+/// A whole number; those below zero are of no use to anybody.
 #[derive(Debug)]
-struct Integer;
+struct Integer(Option<u64>);
 
 impl Shape<'_> for Integer {
-    fn of_integer() -> Option<Self> {
-        Some(Self)
+    fn of_integer(number: Option<u64>) -> Option<Self> {
+        Some(Self(number))
     }
 }
 
@@ -482,12 +495,12 @@ impl<'de, T: Shape<'de>> Visitor<'de> for MemberVisitor<T> {
         Ok(T::of_text(Cow::Owned(text.to_owned())).map_or(Member::Wrong, Member::Is))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(T::of_integer().map_or(Member::Wrong, Member::Is))
+    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+        Ok(T::of_integer(Some(number)).map_or(Member::Wrong, Member::Is))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(T::of_integer().map_or(Member::Wrong, Member::Is))
+    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+        Ok(T::of_integer(u64::try_from(number).ok()).map_or(Member::Wrong, Member::Is))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
@@ -652,6 +665,28 @@ mod tests {
             body["isPreview"] = json!(flag);
             assert_eq!(agreement(&body, kind), Agreement::Differs(Mismatch::WrongType("isPreview")));
         }
+    }
+
+    #[test]
+    fn revisions_have_a_number_and_tags_of_them_have_none() {
+        let mut seen = 0;
+        for (kind, mut body) in samples() {
+            for (revision, number) in
+                [(json!(7), Some(7)), (json!(u64::MAX), Some(u64::MAX)), (json!(-1), None)]
+            {
+                body["revision"] = revision;
+                let text = body.to_string();
+                let verified = verified(text.as_bytes());
+                let id = DeliveryId::parse(b"id").unwrap();
+                let delivery =
+                    Delivery::identify(&verified, id, EventKind::parse(kind.name.as_bytes()).unwrap())
+                        .unwrap();
+                let is_revision = kind.name == "environment_revision";
+                assert_eq!(delivery.revision(), number.filter(|_| is_revision), "{body}");
+                seen += usize::from(is_revision);
+            }
+        }
+        assert_eq!(seen, 3);
     }
 
     #[test]
