@@ -20,11 +20,11 @@ use std::{
 use clap::Subcommand;
 use tokio::time::timeout;
 
-use super::{Ended, Failure, block_on, output::Out};
+use super::{Ended, Failure, block_on, input::ConfigArgs, output::Out};
 use crate::{
-    config::show_duration,
+    config::{QueueView, show_duration},
     delivery::queue::{
-        Answer, Queue, Recipient,
+        Answer, Queue, Recipient, Store,
         sqlite::{OpenError, Sqlite},
     },
 };
@@ -78,8 +78,10 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
 /// Which store is meant.
 #[derive(Debug, clap::Args)]
 struct StoreArgs {
-    /// The SQLite file of a queue; no configuration is read then
-    #[arg(long, value_name = "PATH")]
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The SQLite file of a queue, instead of the one in the configuration, which is not read then
+    #[arg(long, value_name = "PATH", conflicts_with = "config")]
     store: Option<PathBuf>,
 }
 
@@ -114,10 +116,26 @@ impl StoreArgs {
     }
 
     fn open(&self) -> Result<Log, Failure> {
-        match &self.store {
-            Some(path) => Ok(Log { queue: sqlite(path)?, names: Names::default() }),
-            None => Err(Failure::Usage("no queue: give --store PATH".into())),
+        if let Some(path) = &self.store {
+            return Ok(Log { queue: sqlite(path)?, names: Names::default() });
         }
+        let path = self.config.path();
+        let QueueView { queue, recipients } = QueueView::load(&path).map_err(Failure::Configuration)?;
+        let Some(settings) = queue else {
+            return Err(Failure::Usage(format!(
+                "{} has no section [queue], so nothing is kept: name a configuration with one by --config FILE, or a queue's file by --store PATH",
+                path.display()
+            )));
+        };
+        Ok(Log { queue: open(&settings.store)?, names: Names(Some(recipients)) })
+    }
+}
+
+/// Opens a store beside the service, or without one.
+fn open(store: &Store) -> Result<Box<dyn Queue>, Failure> {
+    match store {
+        Store::Sqlite { path } => sqlite(path),
+        Store::Nats { .. } => Err(Failure::Usage("the store `nats` is not built yet".into())),
     }
 }
 

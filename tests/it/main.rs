@@ -9,6 +9,8 @@ mod bytes;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod deliveries;
+#[cfg(test)]
 mod duplicates;
 #[cfg(test)]
 mod faults;
