@@ -13,7 +13,7 @@ use tracing::{error, warn};
 use super::{BuildError, runtime};
 use crate::{
     delivery::{
-        queue::{Queue, Recipient, Retention, Store},
+        queue::{Queue, Recipient, Retention, Store, sqlite::Sqlite},
         worker::{Recipients, Worker},
     },
     ingress::route::Routes,
@@ -28,10 +28,19 @@ const CLOSE: Duration = Duration::from_secs(5);
 /// Opens the queue where it is kept. `window` is that of `[dedupe]`.
 pub(super) fn open(
     store: &Store,
-    _retention: Retention,
-    _window: Duration,
+    retention: Retention,
+    window: Duration,
 ) -> Result<Arc<dyn Queue>, BuildError> {
-    Err(BuildError::Queue(format!("the store `{}` is not built yet", store.name())))
+    match store {
+        Store::Sqlite { path } => {
+            let queue = Sqlite::open(path, retention, window)
+                .map_err(|error| BuildError::Queue(error.to_string()))?;
+            Ok(Arc::new(queue))
+        }
+        Store::Nats { .. } => {
+            Err(BuildError::Queue("the store `nats` is not built yet: write store = \"sqlite\"".into()))
+        }
+    }
 }
 
 /// Who the webhooks in force deliver to.

@@ -372,7 +372,7 @@ mod tests {
                 assert!(!told.contains(secret), "{told}");
             }
         }
-        assert_eq!(files.len(), 8);
+        assert_eq!(files.len(), 10);
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) fn destinations(
     webhook: &mut Table<'_>,
     scope: Option<Scope>,
     wanted: Option<&Events>,
-    queued: bool,
+    queued: Option<Duration>,
 ) -> Option<(Vec<Settings>, Vec<Destination>)> {
     const EXAMPLE: &str = "write [[webhook.destination]] with url = \"http://127.0.0.1:3000/hooks/pulumi\"";
 
@@ -49,7 +49,7 @@ pub(super) fn destinations(
     let mut names = Taken::new("name", "destination");
     let mut all = Vec::new();
     for (number, table) in (1..).zip(tables(&item, "destination", EXAMPLE)) {
-        if number == 2 && !queued {
+        if number == 2 && queued.is_none() {
             table.mistake("is the second destination: a webhook has one as long as there is no queue; write a section [queue], remove it, or give it a webhook of its own");
         }
         let name = name_of(&table, "destination", number);
@@ -64,7 +64,7 @@ fn destination(
     name: String,
     scope: Option<Scope>,
     wanted: Option<&Events>,
-    queued: bool,
+    queued: Option<Duration>,
 ) -> Option<(Settings, Destination)> {
     table.take("name").and_then(|item| label(&item));
     let url = table.require("url", "write url = \"http://HOST:PORT/PATH\"").and_then(|item| url(&item));
@@ -96,10 +96,10 @@ fn destination(
 }
 
 /// `order` and `coalesce`: what is not handed on at once can be put in order.
-fn policy(table: &mut Table<'_>, queued: bool) -> Policy {
+fn policy(table: &mut Table<'_>, queued: Option<Duration>) -> Policy {
     let mut take = |name: &'static str| {
         let item = table.take(name)?;
-        if !queued {
+        if queued.is_none() {
             item.context.mistake(
                 item.key_at,
                 &item.key,
@@ -111,7 +111,7 @@ fn policy(table: &mut Table<'_>, queued: bool) -> Policy {
     let (order, wait) = (take("order"), take("coalesce"));
     Policy {
         in_order: order.and_then(|item| item.word(&[("environment", true)])).unwrap_or_default(),
-        coalesce: wait.and_then(|item| coalesce(&item)),
+        coalesce: wait.and_then(|item| coalesce(&item, queued.unwrap_or(Duration::MAX))),
     }
 }
 

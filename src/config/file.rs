@@ -18,7 +18,7 @@ use super::{
     webhook::{Webhook, webhooks},
 };
 use crate::{
-    delivery::dedupe,
+    delivery::{dedupe, worker},
     ingress::server::{self, Address},
     ops::{self, log},
     tls::Identity,
@@ -66,7 +66,9 @@ impl Settings {
         // Also a queue that is wrong lets webhooks be as they are with one.
         let queued = root.find("queue").is_some();
         let queue = queue_in(&mut root);
-        let webhooks = webhooks(&mut root, queued);
+        let max_age =
+            queue.as_ref().map_or(worker::Settings::default().max_age, |queue| queue.worker.max_age);
+        let webhooks = webhooks(&mut root, queued.then_some(max_age));
         root.finish();
         Self { server, tls, ops, log, dedupe, queue, webhooks }
     }

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use hyper::http::uri::Authority;
+
 use super::{
     certificates::authorities,
     file::{LONGEST, SHORTEST},
@@ -33,6 +35,9 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// No log entry and no job is kept longer.
 const YEARS: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
 
+/// The largest queue.
+const MAX_BYTES: usize = if usize::BITS > 50 { 1 << 50 } else { usize::MAX };
+
 /// The longest file with credentials, in bytes.
 const MAX_CREDENTIALS: usize = 64 << 10;
 
@@ -58,7 +63,7 @@ pub(super) fn queue(mut table: Table<'_>) -> Queue {
             dead_retain: table
                 .read("dead_retain", retention.dead_retain, |item| item.duration(SHORTEST..=YEARS)),
             max_bytes: table.read("max_bytes", retention.max_bytes, |item| {
-                item.size(1 << 20..=usize::MAX >> 4).and_then(|size| u64::try_from(size).ok())
+                item.size(1 << 20..=MAX_BYTES).and_then(|size| u64::try_from(size).ok())
             }),
         },
     };
@@ -108,38 +113,40 @@ fn nats(table: &mut Table<'_>) -> Store {
     }
 }
 
-/// `nats://HOST:PORT` or `tls://HOST:PORT`. The text is not repeated: it can have a password in it.
+/// `nats://HOST:PORT` or `tls://HOST:PORT`, several with commas between them. The text is not repeated: it can have a
+/// password in it.
 fn url(item: &Item<'_>) -> Option<String> {
     let text = item.text("a URL such as \"nats://nats:4222\"")?;
-    let rest = ["nats://", "tls://"].iter().find_map(|scheme| text.strip_prefix(scheme));
-    let wrong = match rest {
-        None => Some("has to begin with nats:// or tls://: write e.g. \"nats://nats:4222\""),
-        Some(rest) if rest.contains('@') => {
-            Some("has credentials in it: remove them, and write credentials = { file = \"…\" }")
+    match text.split(',').find_map(url_mistake) {
+        Some(wrong) => {
+            item.mistake(wrong);
+            None
         }
-        Some(rest) => {
-            let rest = rest.strip_suffix('/').unwrap_or(rest);
-            let good = rest.parse::<hyper::http::uri::Authority>().is_ok_and(|authority| {
-                authority.as_str() == rest
-                    && !authority.host().is_empty()
-                    && (authority.port_u16().is_some() || authority.port().is_none() && !rest.ends_with(':'))
-            });
-            (!good).then_some("has to be a host with or without a port: write e.g. \"nats://nats:4222\"")
-        }
-    };
-    if let Some(wrong) = wrong {
-        item.mistake(wrong);
-        return None;
+        None => Some(text.to_owned()),
     }
-    Some(text.to_owned())
+}
+
+fn url_mistake(text: &str) -> Option<&'static str> {
+    let Some(rest) = ["nats://", "tls://"].iter().find_map(|scheme| text.strip_prefix(scheme)) else {
+        return Some("has to begin with nats:// or tls://: write e.g. \"nats://nats:4222\"");
+    };
+    if rest.contains('@') {
+        return Some("has credentials in it: remove them, and write credentials = { file = \"…\" }");
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let good = rest.parse::<Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        !host.is_empty() && (rest == host || authority.port_u16().is_some())
+    });
+    (!good).then_some("has to be a host with or without a port: write e.g. \"nats://nats:4222\"")
 }
 
 /// A name that NATS takes for a stream, and that the names of others can be made of.
 fn stream(item: &Item<'_>) -> Option<String> {
     let text = item.text("a name such as \"HOOKGATE\"")?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    if !(1..=32).contains(&text.len()) || !text.bytes().all(allowed) {
-        item.mistake("has to be a name of 1 to 32 of A-Z, a-z, 0-9, '_' and '-': write e.g. \"HOOKGATE\"");
+    if !(1..=100).contains(&text.len()) || !text.bytes().all(allowed) {
+        item.mistake("has to be a name of 1 to 100 of A-Z, a-z, 0-9, '_' and '-': write e.g. \"HOOKGATE\"");
         return None;
     }
     Some(text.to_owned())
@@ -184,6 +191,11 @@ fn credentials(item: Item<'_>) -> Option<PathBuf> {
     None
 }
 
+/// What `nsc` writes for a user, or the seed of an nkey alone.
+fn holds_credentials(text: &str) -> bool {
+    text.contains("-----BEGIN NATS USER JWT") || text.trim().starts_with("SU")
+}
+
 /// `{ initial = "…", max = "…" }`.
 fn backoff(item: Item<'_>) -> Backoff {
     let default = Backoff::default();
@@ -207,7 +219,14 @@ fn number(item: &Item<'_>, most: usize) -> Option<u32> {
     item.count(1..=most).and_then(|count| u32::try_from(count).ok())
 }
 
-/// `coalesce`: how long a job waits for a newer one.
-pub(super) fn coalesce(item: &Item<'_>) -> Option<Duration> {
-    item.duration(SHORTEST..=DAY)
+/// `coalesce`: how long a job waits for a newer one. `max_age` is that of the queue.
+pub(super) fn coalesce(item: &Item<'_>, max_age: Duration) -> Option<Duration> {
+    let wait = item.duration(SHORTEST..=DAY)?;
+    if wait >= max_age {
+        item.mistake(
+            "has to be shorter than `queue.max_age`, or each delivery is given up before it is tried: lower it, or raise `max_age`",
+        );
+        return None;
+    }
+    Some(wait)
 }

@@ -14,7 +14,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::*;
 use crate::{
-    delivery::queue::Store,
+    delivery::{
+        backoff::Backoff,
+        queue::{Policy, Retention, Store},
+        worker,
+    },
     webhook::{
         event::{EVENTS, Group, KINDS},
         filter::KindCheck,
@@ -78,7 +82,7 @@ fn every_invalid_file_is_reported_as_stands_beside_it() {
         assert_eq!(report, expected, "{}", path.display());
         assert!(!SECRETS.iter().any(|secret| report.contains(secret)), "{report}");
     }
-    assert_eq!(files.len(), 19);
+    assert_eq!(files.len(), 22);
 }
 
 #[test]
@@ -362,14 +366,22 @@ fn the_flag_names_the_file_before_anything_else() {
 /// Replaces the value of each key in turn by values of every type: nothing may be taken for what it is not.
 #[test]
 fn no_key_takes_a_value_of_another_type() {
-    let good = fs::read_to_string(Path::new(FOLDER).join("valid/everything.toml")).unwrap();
+    let keys = ["everything", "queue", "nats"].map(|name| {
+        keys_that_take_no_other_type(&Path::new(FOLDER).join("valid").join(name).with_extension("toml"))
+    });
+    assert_eq!(keys, [31, 20, 10]);
+}
+
+/// How many they are.
+fn keys_that_take_no_other_type(path: &Path) -> usize {
+    let good = fs::read_to_string(path).unwrap();
     let mut keys = 0;
     for (number, line) in good.lines().enumerate() {
         let Some((key, _)) = line.split_once(" = ") else { continue };
         keys += 1;
         for value in ["{}", "[]", "1.5", "-1", "07:32:00", "\"\"", "true", "[[{}]]", "{ x = 1 }"] {
-            // An empty table of headers adds none.
-            if key == "headers" && value == "{}" {
+            // An empty table of headers adds none, and one of backoffs leaves the defaults.
+            if ["headers", "backoff"].contains(&key) && value == "{}" {
                 continue;
             }
             let changed: Vec<_> = good
@@ -382,7 +394,77 @@ fn no_key_takes_a_value_of_another_type() {
             assert!(report.mistakes().iter().any(place), "{key} = {value}: {report}");
         }
     }
-    assert_eq!(keys, 31);
+    keys
+}
+
+#[test]
+fn every_key_of_the_queue_is_read() {
+    let read = |name: &str| {
+        let path = Path::new(FOLDER).join("valid").join(name);
+        let config = parse(&fs::read_to_string(path).unwrap()).unwrap_or_else(|report| panic!("{report}"));
+        assert!(!format!("{config:?}").contains("hidden"));
+        config
+    };
+    let config = read("queue.toml");
+    let queue = Queue {
+        store: Store::Sqlite { path: "queue.db".into() },
+        retention: Retention {
+            retain: Duration::ZERO,
+            dead_retain: Duration::from_secs(7 * 24 * 60 * 60),
+            max_bytes: 2 << 20,
+        },
+        worker: worker::Settings {
+            max_attempts: 3,
+            max_age: Duration::from_secs(3600),
+            backoff: Backoff { initial: Duration::from_millis(10), max: Duration::from_secs(1) },
+            concurrency: 2,
+        },
+    };
+    assert_eq!(config.queue, Some(queue));
+    let policies: Vec<_> =
+        config.webhooks[0].settings.destinations.iter().map(|destination| destination.policy).collect();
+    let coalesce = Some(Duration::from_secs(10));
+    let expected = [Policy { in_order: true, coalesce: None }, Policy { in_order: false, coalesce }];
+    assert_eq!(policies, expected);
+
+    let config = read("nats.toml");
+    let files = Path::new(FOLDER).join("files");
+    let store = Store::Nats {
+        url: "tls://nats.example:4222".into(),
+        stream: "ESC".into(),
+        credentials: Some(files.join("nats.creds")),
+        ca: Some(files.join("ca.pem")),
+        replicas: 3,
+    };
+    assert_eq!(config.queue, Some(Queue { store, ..Queue::default() }));
+    assert!(config.files.contains(&files.join("nats.creds")));
+    assert_eq!(parse(&with("[queue]")).unwrap().queue, Some(Queue::default()));
+    assert_eq!(parse(&with("")).unwrap().queue, None);
+}
+
+#[test]
+fn urls_of_nats() {
+    let good = [
+        "nats://nats",
+        "nats://nats:4222",
+        "tls://nats.example:4222/",
+        "nats://[::1]:4222",
+        "nats://a,tls://b:1",
+    ];
+    let bad = [
+        "nats",
+        "http://nats",
+        "nats://",
+        "nats://a b",
+        "nats://a:x",
+        "nats://a:",
+        "nats://a/b",
+        "nats://u@a",
+    ];
+    for (text, mistakes_in_it) in good.iter().map(|text| (text, 0)).chain(bad.iter().map(|text| (text, 1))) {
+        let found = mistakes(&with(&format!("[queue]\nstore = \"nats\"\nurl = \"{text}\"")));
+        assert_eq!(found.len(), mistakes_in_it, "{text}: {found:?}");
+    }
 }
 
 /// `config.example.toml` holds every optional key as `#key = default`.
@@ -413,9 +495,25 @@ fn the_example_holds_every_key_at_its_default() {
         assert_eq!(config.ops, ops::Settings::default());
         assert_eq!(config.log, log::Settings::default());
         assert_eq!(config.dedupe, dedupe::Settings::default());
+        assert_eq!(config.queue, None);
         format!("{:?}", config.webhooks)
     });
     assert_eq!(short, whole);
+}
+
+/// The queue is off by default, so its section stands in the text, with every key at its default.
+#[test]
+fn the_example_shows_the_queue_at_its_defaults() {
+    let example = include_str!("../../config.example.toml");
+    let shown: Vec<_> = example
+        .lines()
+        .map(|line| line.trim_start_matches("#   "))
+        .skip_while(|line| *line != "[queue]")
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let sqlite: Vec<_> = shown.iter().filter(|line| !line.starts_with('#')).copied().collect();
+    let config = parse(&with(&sqlite.join("\n"))).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!((config.queue, sqlite.len()), (Some(Queue::default()), 10));
 }
 
 proptest! {

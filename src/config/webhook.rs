@@ -1,6 +1,9 @@
 //! What `[[webhook]]` may say.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use toml::de::{DeTable, DeValue};
 
@@ -37,8 +40,9 @@ pub struct Webhook {
     pub destinations: Vec<Destination>,
 }
 
-/// All webhooks of the file. `queued`: deliveries go through a queue, so a webhook may have several destinations.
-pub(super) fn webhooks(root: &mut Table<'_>, queued: bool) -> Vec<Webhook> {
+/// All webhooks of the file. `queued`: deliveries go through a queue with this `max_age`, so a webhook may have several
+/// destinations.
+pub(super) fn webhooks(root: &mut Table<'_>, queued: Option<Duration>) -> Vec<Webhook> {
     const EXAMPLE: &str = "write [[webhook]] with path, secret, events and a [[webhook.destination]]";
 
     let Some(item) = root.require("webhook", format_args!("without a webhook nothing is let in; {EXAMPLE}"))
@@ -137,7 +141,7 @@ impl Taken {
     }
 }
 
-fn webhook(mut table: Table<'_>, name: String, queued: bool) -> Option<Webhook> {
+fn webhook(mut table: Table<'_>, name: String, queued: Option<Duration>) -> Option<Webhook> {
     table.take("name").and_then(|item| webhook_name(&item));
     let path = table.require("path", "write path = \"/webhooks/pulumi\"").and_then(|item| path(&item));
     let secrets = table

@@ -36,7 +36,7 @@ impl Backoff {
     pub fn delay(self, attempt: u32, chance: u64, asked: Option<Duration>) -> Duration {
         let limit = u64::try_from(self.limit(attempt).as_nanos()).unwrap_or(u64::MAX);
         // The upper half of the product: evenly spread from 0 to the limit.
-        let spread = u128::from(chance) * (u128::from(limit) + 1) >> 64;
+        let spread = (u128::from(chance) * (u128::from(limit) + 1)) >> 64;
         let spread = Duration::from_nanos(u64::try_from(spread).unwrap_or(limit));
         spread.max(asked.unwrap_or_default().min(self.max))
     }

@@ -439,7 +439,7 @@ pub enum Store {
     },
     /// In NATS JetStream, for any number of running services.
     Nats {
-        /// `nats://HOST:PORT` or `tls://HOST:PORT`, without credentials.
+        /// `nats://HOST:PORT` or `tls://HOST:PORT`, without credentials; several with commas between them.
         url: String,
         /// The name of the stream.
         stream: String,

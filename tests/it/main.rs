@@ -31,6 +31,8 @@ mod ops;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod queue;
+#[cfg(test)]
 mod relay;
 #[cfg(test)]
 mod reload;

@@ -257,15 +257,19 @@ impl Sqlite {
         let mut bell = self.shared.bell(recipient);
         loop {
             bell.mark_unchanged();
-            let (shared, to) = (Arc::clone(&self.shared), recipient.clone());
-            let Leasing { jobs, next_due } =
-                self.read(move |connection| reader::lease(connection, &shared, &to, max)).await?;
-            if !jobs.is_empty() {
+            let (shared, commands, to) = (Arc::clone(&self.shared), self.commands.clone(), recipient.clone());
+            // They are leases before they leave the reader: whoever waited may be gone, and they go back then.
+            let leasing = self.read(move |connection| {
+                let Leasing { jobs, next_due } = reader::lease(connection, &shared, &to, max)?;
                 let lease = |(key, job)| {
-                    let (shared, commands) = (Arc::clone(&self.shared), self.commands.clone());
+                    let (shared, commands) = (Arc::clone(&shared), commands.clone());
                     Lease::new(job, Box::new(Holding { key, in_order: policy.in_order, shared, commands }))
                 };
-                return Ok(jobs.into_iter().map(lease).collect());
+                Ok((jobs.into_iter().map(lease).collect::<Vec<_>>(), next_due))
+            });
+            let (leases, next_due) = leasing.await?;
+            if !leases.is_empty() {
+                return Ok(leases);
             }
             let pause = next_due.map_or(LOOK, |due| due.min(LOOK));
             // Whichever it is: look again. The bells are not dropped while the engine is there.

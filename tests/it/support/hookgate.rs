@@ -251,17 +251,31 @@ pub(crate) struct Hookgate {
 impl Hookgate {
     fn start(setup: Setup) -> Self {
         let config = setup.write();
-        let mut command = program_by(&setup.launcher);
-        command.arg("run").arg("--config").arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
-        let mut child = command.spawn().unwrap();
-        let log = journal_of(child.stdout.take().unwrap());
-        let errors = journal_of(child.stderr.take().unwrap());
+        let (child, log, errors) = launch(&setup, &config);
         let nowhere = Address::Unix(PathBuf::new());
         let mut this = Self { child, config, setup, log, errors, webhook: nowhere.clone(), ops: nowhere };
         this.webhook = this.listening("webhook");
         this.ops = this.listening("ops");
         this
+    }
+
+    /// Ends it by a signal, and starts it again with the config as it then is.
+    #[track_caller]
+    pub(crate) fn restart(&mut self, signal: &str) -> ExitStatus {
+        self.signal(signal);
+        let ended = self.wait_exit();
+        (self.child, self.log, self.errors) = launch(&self.setup, &self.config);
+        self.webhook = self.listening("webhook");
+        self.ops = self.listening("ops");
+        ended
+    }
+
+    /// Changes the text of the config, without more.
+    #[track_caller]
+    pub(crate) fn edit(&self, from: &str, to: &str) {
+        let config = std::fs::read_to_string(&self.config).unwrap();
+        assert!(config.contains(from), "{from} is not in\n{config}");
+        std::fs::write(&self.config, config.replace(from, to)).unwrap();
     }
 
     fn listening(&self, listener: &str) -> Address {
@@ -396,6 +410,19 @@ impl Drop for Hookgate {
             eprintln!("{}", self.everything());
         }
     }
+}
+
+type Launched = (Child, Arc<Journal<String>>, Arc<Journal<String>>);
+
+/// The process, its log and what it says on standard error.
+fn launch(setup: &Setup, config: &Path) -> Launched {
+    let mut command = program_by(&setup.launcher);
+    command.arg("run").arg("--config").arg(config).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
+    let mut child = command.spawn().unwrap();
+    let log = journal_of(child.stdout.take().unwrap());
+    let errors = journal_of(child.stderr.take().unwrap());
+    (child, log, errors)
 }
 
 /// The lines of a stream, read on a thread of its own.

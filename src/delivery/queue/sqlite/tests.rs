@@ -283,3 +283,23 @@ async fn a_command_beside_the_service_is_noticed() {
     })
     .await;
 }
+
+/// A reload of the configuration gives up a lease that is being waited for.
+#[tokio::test]
+async fn jobs_go_back_when_nobody_waits_for_their_lease_any_more() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    assert_eq!(queue.enqueue(delivery("1", 10)).await, Ok(Enqueued::Queued));
+    queue.arrange(&app(), Policy::default()).await.unwrap();
+    // Nothing is read before this is let go.
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let hold: Read = Box::new(move |_| assert!(gone.recv().is_err()));
+    queue.reads.send(hold).await.unwrap();
+    let (to, policy) = (app(), Policy::default());
+    let mut given_up = Box::pin(queue.lease(&to, policy, 1));
+    assert!(timeout(Duration::from_millis(20), &mut given_up).await.is_err());
+    drop(given_up);
+    drop(go);
+    let leases = timeout(Duration::from_secs(20), queue.lease(&to, policy, 1)).await.unwrap().unwrap();
+    assert_eq!(leases.len(), 1);
+}
