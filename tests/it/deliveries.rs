@@ -21,7 +21,7 @@ use hyper::header::HeaderValue;
 use rusqlite::Connection;
 use serde_json::Value;
 
-use crate::support::{Reply, Setup, TempDir, Upstream, program, run};
+use crate::support::{Delivery as Sent, Reply, Setup, TempDir, Upstream, eventually, program, run};
 
 /// The digits of every signature in the store.
 const SIGNATURE: &str = "7e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa01";
@@ -689,4 +689,69 @@ fn a_configuration_has_to_have_a_queue() {
     // A service in trouble, whose secret is gone: its queue can be looked into.
     let setup = setup(&store, "[queue]\npath = \"{store}\"").secret("{ env = \"HOOKGATE_TEST_UNSET\" }");
     assert_exit(&on(&setup.write(), &["list"]), 0);
+}
+
+/// Beside a running service, which notices by itself.
+#[test]
+fn a_running_service_redelivers_what_it_is_told() {
+    let upstream = Upstream::always(Reply::answer(400, &[], "not\x07now"));
+    let hookgate = Setup::new(&upstream)
+        .section("[queue]\npath = \"{dir}/queue.db\"")
+        .webhook("name = \"esc\"")
+        .destination("name = \"app\"")
+        .start();
+    let config = hookgate.config().to_str().unwrap().to_owned();
+    let on = |words: &[&str]| {
+        let output = run(&[&["deliveries"], words, &["--config", &config]].concat(), b"");
+        assert_exit(&output, 0);
+        output
+    };
+    let ended_as = |state: &str| {
+        eventually(state, || {
+            let found = json_lines(&on(&["list", "--json", "--state", state]));
+            (!found.is_empty()).then(|| found[0].clone())
+        })
+    };
+    let delivery = Sent::good();
+    assert_eq!(hookgate.send(&delivery).status, 202);
+    let job = ended_as("dead");
+    assert_eq!((&job["death"], &job["orphaned"]), (&"refused".into(), &false.into()));
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(id, delivery.header_value("pulumi-webhook-id"));
+    let shown = stdout(&on(&["show", id]));
+    assert!(shown.contains("status 400") && shown.contains("not\\u{7}now"), "{shown}");
+    assert!(!shown.contains(delivery.header_value("pulumi-webhook-signature")), "{shown}");
+    assert_eq!(on(&["show", "--body", id]).stdout, delivery.the_body());
+
+    // The service is mended.
+    upstream.now(|_| Reply::ok());
+    assert!(stdout(&on(&["redeliver", "--webhook", "esc"])).starts_with("1 delivery "));
+    let requests = upstream.wait_for(2);
+    assert_eq!(requests[1].header("hookgate-attempt"), Some("2"));
+    assert_eq!(requests[1].body, delivery.the_body());
+    assert_eq!(ended_as("delivered")["attempts"], 2);
+
+    assert!(stdout(&on(&["purge", "--yes", "--all"])).starts_with("1 delivery "));
+    assert_eq!(stdout(&on(&["list"])), "No deliveries.\n");
+    // The service counts what is left, and goes on.
+    hookgate.wait_for_metric("hookgate_queue_depth", &[("webhook", "esc"), ("destination", "app")], 0.0);
+    assert_eq!(hookgate.send(&Sent::good().with("Pulumi-Webhook-ID", "another")).status, 202);
+    upstream.wait_for(3);
+}
+
+/// What is told while the service is down is done when it is up again.
+#[test]
+fn a_redelivery_waits_for_the_service() {
+    let store = Store::new();
+    let upstream = Upstream::always(Reply::ok());
+    assert_exit(&store.run(&["redeliver", "--state", "dead"]), 0);
+    let _hookgate = Setup::new(&upstream)
+        .section(&format!("[queue]\npath = {:?}", store.path()))
+        .webhook("name = \"esc\"")
+        .destination("name = \"app\"")
+        .start();
+    let request = &upstream.wait_for(1)[0];
+    assert_eq!(request.header("pulumi-webhook-id"), Some("second"));
+    eventually("it is delivered", || (store.state("2-1")? == "delivered").then_some(()));
+    assert_eq!(store.state("2-2").as_deref(), Some("waiting"), "nobody to deliver it to");
 }
