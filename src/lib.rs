@@ -8,6 +8,7 @@
 //! ```text
 //! socket ▶ ingress::server ▶ ingress::receive ▶ webhook::{signature ▶ headers ▶ payload ▶ filter}
 //!        ▶ delivery::dispatch ▶ delivery::attempt ▶ delivery::destination ▶ upstream ▶ world
+//!             └▶ delivery::queue ▶ delivery::worker ▶┘
 //! ```
 //!
 //! Start reading at [`ingress::receive::Gate`]: its `admit` is the whole path as one function.
@@ -18,7 +19,7 @@
 //! | --- | --- |
 //! | [`webhook`] | what Pulumi says, and what can be believed of it; pure |
 //! | [`ingress`] | the accept loop, the request path, refusals |
-//! | [`delivery`] | dispatch, attempt, duplicates, destinations |
+//! | [`delivery`] | dispatch, attempt, duplicates, destinations, the queue and its worker |
 //! | [`upstream`] | the HTTP client |
 //! | [`tls`] | certificates, keys and authorities, for both sides |
 //! | [`ops`] | health, metrics, log |
@@ -31,7 +32,7 @@
 //! 1. [`webhook`] imports nothing of ours. Inside it a file imports only files before it on the path.
 //! 2. `ingress::server`, [`upstream`] and [`delivery`]'s stores do I/O and do not import each other. What they share
 //!    is in [`tls`], which imports nothing of ours.
-//! 3. `ingress::receive` and `delivery::dispatch` join them.
+//! 3. `ingress::receive`, `delivery::dispatch` and `delivery::worker` join them.
 //! 4. Metrics and log are fed by those joints and unknown to [`webhook`].
 //! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
 //!

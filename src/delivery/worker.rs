@@ -67,7 +67,7 @@ impl Default for Settings {
 pub type Recipients = Arc<BTreeMap<Recipient, Arc<Destination>>>;
 
 /// Attempts of a line that are over and whose verdict is not committed yet: more of them make the line wait for the store.
-const UNSETTLED: usize = 256;
+const UNSETTLED: usize = 64;
 
 /// How long a line leaves the store alone after it has failed.
 const PAUSE: Duration = Duration::from_secs(1);

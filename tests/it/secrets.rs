@@ -171,6 +171,39 @@ fn the_service_never_says_a_secret() {
     canaries.assert_absent("the log", &said);
 }
 
+/// Attempts are written down and told line by line; the requests' headers are not.
+#[test]
+fn the_queue_never_says_or_keeps_a_secret() {
+    let authority = Authority::new("a");
+    let [server, client] = [&["localhost"][..]; 2].map(|names| authority.issue(names));
+    let canaries = Canaries::new(&[&server, &client]);
+    let config = authority.issue(&["localhost"]).server(ALL_VERSIONS, Some(&authority));
+    let upstream = Upstream::over_tls(config, Reply::answer(503, &[], "no"));
+    let mut hookgate = setup(&upstream, &server, &client, &authority)
+        .section(
+            "[queue]\npath = \"{dir}/queue.db\"\nmax_attempts = 7\nbackoff = { initial = \"1ms\", max = \"10ms\" }",
+        )
+        .start();
+    let (mut connection, _) = authority.open(hookgate.address()).unwrap();
+    connection.send(&Delivery::good().signed_with(SECRET.as_bytes()).bytes());
+    let answer = connection.answer();
+    assert_eq!(answer.said(), (202, "queued"));
+    let mut said = format!("{:?} {}", answer.head, String::from_utf8_lossy(&answer.body.bytes));
+    let requests = upstream.wait_for(7);
+    assert_eq!(requests[0].header("authorization"), Some(FILE_HEADER), "the canaries were really in use");
+    hookgate.wait_for_log(|line| line["outcome"] == "dead");
+    said.push_str(&hookgate.ops("/metrics").text());
+    said.push_str(&hookgate.ops("/readyz").text());
+    hookgate.signal("TERM");
+    hookgate.wait_exit();
+    canaries.assert_absent("the service", &said);
+    canaries.assert_absent("the log", &said_by(&hookgate));
+    let kept = fs::read(hookgate.dir().join("queue.db")).unwrap();
+    let kept = String::from_utf8_lossy(&kept);
+    assert!(kept.contains("environment_revision"), "the delivery is in there");
+    canaries.assert_absent("the file", &kept);
+}
+
 #[test]
 fn no_mistake_in_a_configuration_makes_it_say_a_secret() {
     let authority = Authority::new("a");

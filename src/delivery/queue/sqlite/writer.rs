@@ -342,20 +342,23 @@ impl Writer {
         let noticed = || {
             let (pages, free, size) = pages(connection)?;
             let version = data_version(connection)?;
+            // Finished jobs would make room. Whoever waits for the store to be ready enqueues nothing before it is.
+            let yields = !finished(connection, State::Delivered, i64::MAX, 1)?.is_empty()
+                || !finished(connection, State::Coalesced, i64::MAX, 1)?.is_empty();
             // Space that will be used again soon is not worth moving pages about. The file gets shorter with the checkpoint.
             if free > 256 && free > pages / 4 {
                 shrink(connection)?;
             }
-            rusqlite::Result::Ok(((pages - free) * size, version))
+            rusqlite::Result::Ok(((pages - free) * size, version, yields))
         };
         match noticed() {
-            Ok((bytes, version)) => {
+            Ok((bytes, version, yields)) => {
                 lock_of(&self.shared.counts).bytes = bytes;
                 if version != self.version {
                     self.version = version;
                     self.recount();
                 }
-                if !self.is_full() || bytes + OVERHEAD < self.shared.retention.max_bytes {
+                if !self.is_full() || yields || bytes + OVERHEAD < self.shared.retention.max_bytes {
                     self.shared.set_health(Health::Ready);
                 }
             }
