@@ -6,6 +6,7 @@
 
 mod check;
 mod client;
+mod deliveries;
 mod demo;
 mod healthcheck;
 mod input;
@@ -60,6 +61,8 @@ enum Command {
     Verify(verify::Args),
     /// Ask a running hookgate whether it is ready
     Healthcheck(healthcheck::Args),
+    /// Look into the queue: list, show, redeliver and purge deliveries
+    Deliveries(deliveries::Args),
 }
 
 /// How a command that could do its work ended.
@@ -97,6 +100,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Sign(args) => sign::run(&args, &mut out),
         Command::Verify(args) => verify::run(&args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out),
+        Command::Deliveries(args) => deliveries::run(&args, &mut out),
     };
     match ended {
         Ok(Ended::Well) => ExitCode::SUCCESS,
@@ -141,16 +145,20 @@ mod tests {
 
     #[test]
     fn every_command_explains_itself_with_an_example() {
-        let cli = Cli::command();
+        assert_eq!(explained("hookgate", &Cli::command()), 8 + 4);
+    }
+
+    /// How many commands there are below this one. Each has to explain itself.
+    fn explained(path: &str, above: &clap::Command) -> usize {
         let mut seen = 0;
-        for command in cli.get_subcommands() {
-            let name = command.get_name();
+        for command in above.get_subcommands() {
+            let name = format!("{path} {}", command.get_name());
             assert!(command.get_about().is_some(), "{name}");
             let example = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-            assert!(example.contains(&format!("hookgate {name}")), "{name}: {example}");
+            assert!(example.contains(&name), "{name}: {example}");
             assert!(command.get_arguments().all(|arg| arg.get_help().is_some()), "{name}");
-            seen += 1;
+            seen += 1 + explained(&name, command);
         }
-        assert_eq!(seen, 7);
+        seen
     }
 }

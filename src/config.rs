@@ -19,13 +19,14 @@ mod units;
 mod webhook;
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use toml::de::DeTable;
+use toml::{Spanned, de::DeTable};
 
 pub use self::{
     certificates::IdentityFiles,
@@ -35,7 +36,7 @@ pub use self::{
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     queue::Queue,
     report::{Mistake, Place, Report},
-    units::{show_duration, show_instant, show_size},
+    units::{parse_duration, parse_instant, show_duration, show_instant, show_size},
     webhook::Webhook,
 };
 use self::{
@@ -43,7 +44,7 @@ use self::{
     reader::{Context, Findings, Table},
 };
 use crate::{
-    delivery::dedupe,
+    delivery::{dedupe, queue::Recipient},
     ingress::server,
     ops::{self, log},
 };
@@ -90,41 +91,13 @@ impl Config {
     ///
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
-        let whole = |text: String| {
-            let mistake = Mistake { file: path.to_owned(), place: None, key: String::new(), text };
-            Report::new(vec![mistake], vec![path.to_owned()])
-        };
         let look = Look::at(path);
-        let content = match origin::read_bounded(path, MAX_FILE) {
-            Ok(content) => content,
-            Err(SecretSourceError::Unreadable { reason, .. }) => {
-                let fix = match reason.kind() {
-                    io::ErrorKind::NotFound => {
-                        format!("write one there, or name another with --config FILE or {PATH_VARIABLE}")
-                    }
-                    _ => "make it readable for hookgate's user".into(),
-                };
-                return Err(whole(format!("the configuration cannot be read: {reason}; {fix}")));
-            }
-            Err(error) => return Err(whole(error.to_string())),
-        };
-        match str::from_utf8(&content) {
-            Ok(text) => {
-                let mut config = Self::parse(path, text)?;
-                // It was read before its text was.
-                if let Some(first) = config.looks.first_mut() {
-                    *first = look;
-                }
-                Ok(config)
-            }
-            Err(error) => {
-                let good = content.get(..error.valid_up_to()).unwrap_or_default();
-                let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
-                let text = "the configuration is not UTF-8; save it as UTF-8".into();
-                let mistake = Mistake { file: path.to_owned(), place: Some(place), key: String::new(), text };
-                Err(Report::new(vec![mistake], vec![path.to_owned()]))
-            }
+        let mut config = Self::parse(path, &read(path)?)?;
+        // It was looked at before its text was read.
+        if let Some(first) = config.looks.first_mut() {
+            *first = look;
         }
+        Ok(config)
     }
 
     /// Checks the text of a configuration file. `path` is the file's name in reports.
@@ -143,18 +116,9 @@ impl Config {
         now: SystemTime,
         variable: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Report> {
-        let (tree, errors) = DeTable::parse_recoverable(text);
         let context = Context::new(path, text, now, variable);
         context.name_file(path);
-        if !errors.is_empty() {
-            // What is left of a broken file says little, so nothing else is reported about it.
-            for error in errors {
-                let at = error.span().map_or(0, |span| span.start);
-                context.mistake(at, "", format_args!("not TOML: {}", error.message()));
-            }
-            let Findings { mistakes, files, .. } = context.finish();
-            return Err(Report::new(mistakes, files));
-        }
+        let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
         let Findings { mistakes, mut warnings, files, looks } = context.finish();
@@ -176,6 +140,82 @@ impl Config {
             looks,
         })
     }
+}
+
+/// What a command that works on the queue itself needs of a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueView {
+    /// `[queue]`.
+    pub queue: Option<Queue>,
+    /// Every destination that the file names.
+    pub recipients: HashSet<Recipient>,
+}
+
+impl QueueView {
+    /// Reads them. What else is in the file does not matter: it needs neither secrets nor a file without mistakes to
+    /// look into the queue of a service that is in trouble.
+    ///
+    /// # Errors
+    ///
+    /// A [`Report`] of every mistake in `[queue]`.
+    pub fn load(path: &Path) -> Result<Self, Report> {
+        Self::parse(path, &read(path)?)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, Report> {
+        let context = Context::new(path, text, SystemTime::now(), &variable);
+        context.name_file(path);
+        let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
+        let view = {
+            let mut root = Table::root(&context, tree.get_ref());
+            Self { queue: file::queue_in(&mut root), recipients: webhook::recipients(&root) }
+        };
+        let findings = context.finish();
+        if findings.mistakes.is_empty() { Ok(view) } else { Err(report(findings)) }
+    }
+}
+
+/// The text of a configuration file.
+fn read(path: &Path) -> Result<String, Report> {
+    let wrong = |place: Option<Place>, text: String| {
+        let mistake = Mistake { file: path.to_owned(), place, key: String::new(), text };
+        Report::new(vec![mistake], vec![path.to_owned()])
+    };
+    let content = match origin::read_bounded(path, MAX_FILE) {
+        Ok(content) => content,
+        Err(SecretSourceError::Unreadable { reason, .. }) => {
+            let fix = match reason.kind() {
+                io::ErrorKind::NotFound => {
+                    format!("write one there, or name another with --config FILE or {PATH_VARIABLE}")
+                }
+                _ => "make it readable for hookgate's user".into(),
+            };
+            return Err(wrong(None, format!("the configuration cannot be read: {reason}; {fix}")));
+        }
+        Err(error) => return Err(wrong(None, error.to_string())),
+    };
+    match str::from_utf8(&content) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => {
+            let good = content.get(..error.valid_up_to()).unwrap_or_default();
+            let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
+            Err(wrong(Some(place), "the configuration is not UTF-8; save it as UTF-8".into()))
+        }
+    }
+}
+
+/// Reads TOML. What is left of a broken file says little, so nothing else is reported about it.
+fn tree<'t>(context: &Context<'_>, text: &'t str) -> Option<Spanned<DeTable<'t>>> {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = error.span().map_or(0, |span| span.start);
+        context.mistake(at, "", format_args!("not TOML: {}", error.message()));
+    }
+    errors.is_empty().then_some(tree)
+}
+
+fn report(findings: Findings) -> Report {
+    Report::new(findings.mistakes, findings.files)
 }
 
 /// Which configuration file is meant: the one of `--config`, else that of `HOOKGATE_CONFIG`, else

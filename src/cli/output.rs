@@ -23,10 +23,19 @@ impl<W: Write> Out<W> {
 
     /// What `write!` and `writeln!` call.
     pub(super) fn write_fmt(&mut self, text: fmt::Arguments<'_>) -> Result<(), Failure> {
+        self.write(|sink| sink.write_fmt(text))
+    }
+
+    /// Writes bytes as they are.
+    pub(super) fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.write(|sink| sink.write_all(bytes))
+    }
+
+    fn write(&mut self, write: impl FnOnce(&mut W) -> io::Result<()>) -> Result<(), Failure> {
         if self.closed {
             return Ok(());
         }
-        match self.sink.write_fmt(text).and_then(|()| self.sink.flush()) {
+        match write(&mut self.sink).and_then(|()| self.sink.flush()) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 self.closed = true;

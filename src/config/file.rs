@@ -65,13 +65,18 @@ impl Settings {
         );
         // Also a queue that is wrong lets webhooks be as they are with one.
         let queued = root.find("queue").is_some();
-        let queue = section(&mut root, "queue").map(queue);
+        let queue = queue_in(&mut root);
         let max_age =
             queue.as_ref().map_or(worker::Settings::default().max_age, |queue| queue.worker.max_age);
         let webhooks = webhooks(&mut root, queued.then_some(max_age));
         root.finish();
         Self { server, tls, ops, log, dedupe, queue, webhooks }
     }
+}
+
+/// `[queue]`.
+pub(super) fn queue_in(root: &mut Table<'_>) -> Option<Queue> {
+    section(root, "queue").map(queue)
 }
 
 fn section<'c>(root: &mut Table<'c>, name: &'static str) -> Option<Table<'c>> {

@@ -565,3 +565,70 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_queue_can_be_looked_into_whatever_else_is_wrong() {
+    let path = Path::new("h.toml");
+    let text = r#"
+        unknown = 1
+        [server]
+        max_body = 7
+        [queue]
+        path = "/tmp/q.db"
+        [[webhook]]
+        secret = { file = "/nowhere" }
+        [[webhook.destination]]
+        name = "app"
+        [[webhook.destination]]
+        url = 1
+        [[webhook]]
+        name = "esc"
+        [[webhook.destination]]
+        name = "no name"
+        [[webhook]]
+        destination = "nonsense"
+    "#;
+    let view = QueueView::parse(path, text).unwrap();
+    assert_eq!(view.queue.unwrap().store, Store::Sqlite { path: "/tmp/q.db".into() });
+    let recipients: BTreeSet<_> = view.recipients.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        recipients.iter().collect::<Vec<_>>(),
+        ["esc/destination-1", "webhook-1/app", "webhook-1/destination-2"]
+    );
+
+    let none = QueueView::parse(path, "webhook = 3").unwrap();
+    assert_eq!(none, QueueView { queue: None, recipients: HashSet::new() });
+    let wrong = |text| QueueView::parse(path, text).unwrap_err().to_string();
+    assert!(wrong("[queue]\nstor = 1").contains("h.toml:2:1: queue.stor"), "{}", wrong("[queue]\nstor = 1"));
+    assert!(wrong("queue = 1").contains("queue"));
+    assert!(wrong("[queue").contains("not TOML"));
+}
+
+/// The names are those under which the service enqueues.
+#[test]
+fn recipients_are_those_of_the_whole_configuration() {
+    let mut seen = 0;
+    for entry in fs::read_dir(format!("{FOLDER}/valid")).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "toml") {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        let whole = Config::parse_in(&path, &text, test_now(), &test_variable).unwrap();
+        let expected: HashSet<_> = whole
+            .webhooks
+            .iter()
+            .flat_map(|webhook| {
+                webhook.settings.destinations.iter().map(|destination| Recipient {
+                    webhook: webhook.settings.name.clone(),
+                    destination: destination.name.clone(),
+                })
+            })
+            .collect();
+        let view = QueueView::parse(&path, &text).unwrap();
+        assert_eq!(view.recipients, expected, "{}", path.display());
+        assert_eq!(view.queue, whole.queue, "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 8, "{seen}");
+}

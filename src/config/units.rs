@@ -25,7 +25,7 @@ const SIZES: [(&str, u64); 9] = [
 ];
 
 /// Reads a duration: whole numbers with units, the longest unit first, each at most once.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text;
     let mut total = 0_u64;
     let mut units = DURATIONS.iter();
@@ -94,6 +94,12 @@ pub(super) fn instant(written: Datetime) -> Option<SystemTime> {
     start?.checked_add(Duration::from_nanos(u64::from(time.nanosecond.unwrap_or_default())))
 }
 
+/// Reads a point in time in RFC 3339, with its offset.
+#[must_use]
+pub fn parse_instant(text: &str) -> Option<SystemTime> {
+    text.parse().ok().and_then(instant)
+}
+
 /// Writes a point in time in RFC 3339, in UTC, to the second before it.
 #[must_use]
 pub fn show_instant(instant: SystemTime) -> String {
@@ -146,7 +152,7 @@ mod tests {
     use super::*;
 
     fn at(text: &str) -> Option<SystemTime> {
-        text.parse().ok().and_then(instant)
+        parse_instant(text)
     }
 
     fn unix(seconds: u64) -> SystemTime {

@@ -1,6 +1,11 @@
 //! What `[[webhook]]` may say.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use toml::de::{DeTable, DeValue};
 
 use super::{
     destination::{Destination, destinations},
@@ -9,6 +14,7 @@ use super::{
     reader::{Item, Table},
 };
 use crate::{
+    delivery::queue::Recipient,
     ingress::route,
     webhook::{
         event::{EVENTS, Event, Group, Scope},
@@ -57,6 +63,30 @@ pub(super) fn webhooks(root: &mut Table<'_>, queued: Option<Duration>) -> Vec<We
     webhooks
 }
 
+/// Every destination by its names, whatever else is in its tables.
+pub(super) fn recipients(root: &Table<'_>) -> HashSet<Recipient> {
+    let webhooks = root.find("webhook").map(|item| named(item.value, "webhook")).unwrap_or_default();
+    let recipients = webhooks.into_iter().flat_map(|(webhook, table)| {
+        let destinations = table.get("destination").map(|list| named(list.get_ref(), "destination"));
+        destinations
+            .unwrap_or_default()
+            .into_iter()
+            .map(move |(destination, _)| Recipient { webhook: webhook.clone(), destination })
+    });
+    recipients.collect()
+}
+
+/// The tables of a list with their names. What is none is left out.
+fn named<'c>(list: &'c DeValue<'c>, kind: &str) -> Vec<(String, &'c DeTable<'c>)> {
+    let tables = (1..).zip(list.as_array().into_iter().flatten());
+    let named = tables.filter_map(|(number, table)| {
+        let table = table.get_ref().as_table()?;
+        let written = table.get("name").and_then(|name| name.get_ref().as_str());
+        Some((name_or_default(written, kind, number), table))
+    });
+    named.collect()
+}
+
 /// The tables of a list of tables, each with its key's path ending in its name.
 pub(super) fn tables<'c>(item: &Item<'c>, kind: &str, example: &str) -> Vec<Table<'c>> {
     if item.value.is_table() {
@@ -74,8 +104,11 @@ pub(super) fn tables<'c>(item: &Item<'c>, kind: &str, example: &str) -> Vec<Tabl
 
 /// The name that a table has, or gets where it has none or a wrong one.
 pub(super) fn name_of(table: &Table<'_>, kind: &str, number: usize) -> String {
-    let written = table.find("name").and_then(|name| name.value.as_str()).filter(|name| is_label(name));
-    written.map_or_else(|| format!("{kind}-{number}"), str::to_owned)
+    name_or_default(table.find("name").and_then(|name| name.value.as_str()), kind, number)
+}
+
+fn name_or_default(written: Option<&str>, kind: &str, number: usize) -> String {
+    written.filter(|name| is_label(name)).map_or_else(|| format!("{kind}-{number}"), str::to_owned)
 }
 
 /// Values of which each may stand in one table only.

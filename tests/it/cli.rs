@@ -513,7 +513,7 @@ fn wrong_usage_exits_2() {
 fn help_and_version_exit_0() {
     let help = run(&["--help"], b"");
     assert_exit(&help, 0);
-    for command in ["run", "check", "demo", "send", "sign", "verify", "healthcheck"] {
+    for command in ["run", "check", "demo", "send", "sign", "verify", "healthcheck", "deliveries"] {
         assert!(stdout(&help).contains(command), "{command}");
         assert_exit(&run(&[command, "--help"], b""), 0);
     }
