@@ -27,7 +27,8 @@ impl Outcome {
 /// Tries once, as attempt number `number` (from 1).
 pub async fn attempt(destination: &Destination, parcel: &Parcel, number: u32, lane: usize) -> Outcome {
     let began = Instant::now();
-    let outcome = match destination.upstream.send(lane, || destination.render(parcel, number)).await {
+    let request = destination.render(parcel, number);
+    let outcome = match destination.upstream.send(lane, &request, began).await {
         Ok(reply) if reply.status.is_success() => Outcome::Delivered(reply),
         Ok(reply) => Outcome::Declined(reply),
         Err(error) => Outcome::Failed(error),

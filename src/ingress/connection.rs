@@ -18,10 +18,11 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Semaphore,
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 
 use super::{framing::Framing, server::Settings};
+use crate::deadline::Deadline;
 
 /// What the requests of a connection and its socket tell each other.
 #[derive(Debug)]
@@ -149,35 +150,6 @@ pub(super) struct Guarded<T> {
     linger: Option<Linger>,
 }
 
-/// A point in time that moves often and passes rarely: the timer is set again only when it went off too early.
-#[derive(Debug, Default)]
-struct Deadline {
-    at: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Deadline {
-    fn set(&mut self, after: Duration) {
-        self.at = Some(Instant::now() + after);
-    }
-
-    /// Ready once the time has passed. The task is woken then.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(at) = self.at else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if timer.deadline() > at {
-            timer.as_mut().reset(at);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= at {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(at);
-        }
-    }
-}
-
 /// Reading on after our side is closed, so that the kernel does not answer unread bytes with a reset that would
 /// destroy our answer on its way.
 #[derive(Debug)]
@@ -192,8 +164,9 @@ const LINGER_BYTES: usize = 16 << 20;
 
 impl<T> Guarded<T> {
     pub(super) fn new(socket: T, shared: Arc<Shared>, settings: &Settings) -> Self {
+        let now = Instant::now();
         let mut read = Deadline::default();
-        read.set(settings.header_timeout);
+        read.set(now + settings.header_timeout);
         Self {
             socket,
             shared,
@@ -201,7 +174,7 @@ impl<T> Guarded<T> {
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             read,
-            idle_until: Instant::now(),
+            idle_until: now,
             write: Deadline::default(),
             linger: None,
         }
@@ -212,7 +185,7 @@ impl<T> Guarded<T> {
         match self.shared.phase() {
             Phase::Idle => {
                 self.shared.enter(Phase::Head);
-                self.read.set(self.header_timeout);
+                self.read.set(Instant::now() + self.header_timeout);
             }
             Phase::Opened => self.shared.enter(Phase::Head),
             Phase::Head | Phase::Request | Phase::Answer => {}
@@ -228,11 +201,12 @@ impl<T> Guarded<T> {
         if self.framing.is_within_head() {
             // Its beginning came with the request before it.
             self.shared.enter(Phase::Head);
-            self.read.set(self.header_timeout);
+            self.read.set(Instant::now() + self.header_timeout);
         } else {
             self.shared.enter(Phase::Idle);
-            self.idle_until = Instant::now() + self.idle_timeout;
-            self.read.set(self.header_timeout.min(self.idle_timeout));
+            let now = Instant::now();
+            self.idle_until = now + self.idle_timeout;
+            self.read.set(now + self.header_timeout.min(self.idle_timeout));
         }
     }
 
@@ -241,11 +215,12 @@ impl<T> Guarded<T> {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.read.poll(cx));
-            let left = self.idle_until.saturating_duration_since(Instant::now());
+            let now = Instant::now();
+            let left = self.idle_until.saturating_duration_since(now);
             if left.is_zero() || self.shared.is_crowded() {
                 return Poll::Ready(());
             }
-            self.read.set(self.header_timeout.min(left));
+            self.read.set(now + self.header_timeout.min(left));
         }
     }
 }
@@ -262,10 +237,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     /// A write that makes the peer wait for too long ends the connection.
     fn bound_write<R>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if write.is_pending() {
-            if self.write.at.is_none() {
+            if !self.write.is_set() {
                 // From the first wait until everything is written: reading it byte by byte does not help, nor
                 // does asking for more.
-                self.write.set(self.idle_timeout);
+                self.write.set(Instant::now() + self.idle_timeout);
             }
             ready!(self.write.poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -276,7 +251,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| {
             let mut deadline = Deadline::default();
-            deadline.set(LINGER_TIME);
+            deadline.set(Instant::now() + LINGER_TIME);
             Linger { left: LINGER_BYTES, deadline }
         });
         let mut scratch = [0; 4096];
@@ -350,7 +325,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         // hyper flushes when it has nothing left to write.
         let flush = Pin::new(&mut self.socket).poll_flush(cx);
         if flush.is_ready() {
-            self.write.at = None;
+            self.write.clear();
         }
         self.bound_write(cx, flush)
     }
