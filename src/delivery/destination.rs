@@ -1,6 +1,6 @@
 //! Where a webhook's deliveries go, and in what form.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
@@ -164,9 +164,9 @@ impl Destination {
             put(&mut head, name, value.as_bytes());
         }
         put(&mut head, "hookgate-kind-verified", if parcel.kind_verified { b"true" } else { b"false" });
-        put(&mut head, "hookgate-attempt", HeaderValue::from(attempt).as_bytes());
-        put(&mut head, "content-length", HeaderValue::from(parcel.body.len()).as_bytes());
-        head.extend_from_slice(b"\r\n");
+        let length = parcel.body.len();
+        write!(head, "hookgate-attempt: {attempt}\r\ncontent-length: {length}\r\n\r\n")
+            .expect("writing to a Vec does not fail");
         OutboundRequest { head, body: parcel.body.clone() }
     }
 }

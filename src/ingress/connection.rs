@@ -5,10 +5,11 @@
 //! connection is closed. The deadline of a body is not here: it is the request's, see [`super::body`].
 
 use std::{
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -34,9 +35,13 @@ pub struct Shared {
     requests: AtomicU64,
     /// The first request whose head can be read in two ways, counted from 1.
     ambiguous: AtomicU64,
+    /// The requests that have come as a whole, where not a byte has come behind the last one.
+    whole: AtomicU64,
     unread: AtomicBool,
     closing: AtomicBool,
     cut: AtomicBool,
+    /// That of the request: there is one at a time.
+    deadline: Mutex<Deadline>,
 }
 
 /// What a connection is waiting for.
@@ -61,9 +66,11 @@ impl Shared {
             phase: AtomicU8::default(),
             requests: AtomicU64::default(),
             ambiguous: AtomicU64::new(u64::MAX),
+            whole: AtomicU64::default(),
             unread: AtomicBool::default(),
             closing: AtomicBool::default(),
             cut: AtomicBool::default(),
+            deadline: Mutex::default(),
         }
     }
 
@@ -104,9 +111,29 @@ impl Shared {
         self.unread.store(true, Relaxed);
     }
 
+    /// Waits for what the request needs, `until` then at the longest. All requests of a connection share a timer, which
+    /// is seldom set.
+    pub(super) async fn until<F: Future>(&self, until: Instant, wait: F) -> Option<F::Output> {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = wait.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+            deadline.set(until);
+            deadline.poll(cx).map(|()| None)
+        })
+        .await
+    }
+
     /// Whether the head of the request that is being served, or one before it, can be read in two ways.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous.load(Relaxed) <= self.requests.load(Relaxed)
+    }
+
+    /// Whether the body of the request that is being served has come, and not a byte behind it.
+    pub(super) fn has_nothing_behind(&self) -> bool {
+        self.whole.load(Relaxed) == self.requests.load(Relaxed)
     }
 
     /// Whether all connections are taken, so that others wait for this one.
@@ -181,7 +208,8 @@ impl<T> Guarded<T> {
     }
 
     /// Looks at what came, and moves the deadline to what is now awaited.
-    fn received(&mut self, bytes: &[u8]) {
+    /// `all` says that the kernel had no more of it.
+    fn received(&mut self, bytes: &[u8], all: bool) {
         match self.shared.phase() {
             Phase::Idle => {
                 self.shared.enter(Phase::Head);
@@ -191,6 +219,8 @@ impl<T> Guarded<T> {
             Phase::Head | Phase::Request | Phase::Answer => {}
         }
         self.framing.feed(bytes);
+        let whole = self.framing.whole().filter(|_| all);
+        self.shared.whole.store(whole.unwrap_or_default(), Relaxed);
         if let Some(request) = self.framing.ambiguous_from() {
             self.shared.ambiguous.store(request, Relaxed);
         }
@@ -283,7 +313,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
         let before = buffer.filled().len();
         match Pin::new(&mut this.socket).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
-                this.received(buffer.filled().get(before..).unwrap_or_default());
+                this.received(buffer.filled().get(before..).unwrap_or_default(), buffer.remaining() > 0);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
