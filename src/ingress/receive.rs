@@ -409,7 +409,6 @@ impl Trail<'_> {
         if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
             return;
         }
-        let reason = self.reason.as_ref().map(ToString::to_string);
         macro_rules! line {
             ($level:ident, $message:literal) => {
                 $level!(
@@ -421,8 +420,8 @@ impl Trail<'_> {
                     status = answer.status.as_u16(),
                     upstream.status = self.upstream_status.map(|status| status.as_u16()),
                     duration_ms = milliseconds(duration),
-                    client.address = peer.map(|peer| peer.to_string()),
-                    reason,
+                    client.address = peer.map(display),
+                    reason = self.reason.as_ref().map(display),
                     $message
                 )
             };
