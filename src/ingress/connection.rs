@@ -16,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Semaphore,
@@ -37,6 +38,8 @@ pub struct Shared {
     ambiguous: AtomicU64,
     /// The requests that have come as a whole, where not a byte has come behind the last one.
     whole: AtomicU64,
+    /// Idle for a while, so that what serves it can be put away.
+    rests: AtomicBool,
     unread: AtomicBool,
     closing: AtomicBool,
     cut: AtomicBool,
@@ -67,6 +70,7 @@ impl Shared {
             requests: AtomicU64::default(),
             ambiguous: AtomicU64::new(u64::MAX),
             whole: AtomicU64::default(),
+            rests: AtomicBool::default(),
             unread: AtomicBool::default(),
             closing: AtomicBool::default(),
             cut: AtomicBool::default(),
@@ -136,6 +140,16 @@ impl Shared {
         self.whole.load(Relaxed) == self.requests.load(Relaxed)
     }
 
+    /// It is being served.
+    pub(super) fn rests_no_more(&self) {
+        self.rests.store(false, Relaxed);
+    }
+
+    /// Whether it has been idle for a while, and is.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Relaxed) && self.phase() == Phase::Idle
+    }
+
     /// Whether all connections are taken, so that others wait for this one.
     pub fn is_crowded(&self) -> bool {
         self.permits.available_permits() == 0
@@ -171,8 +185,9 @@ pub(super) struct Guarded<T> {
     header_timeout: Duration,
     idle_timeout: Duration,
     read: Deadline,
-    /// The end of an idle connection that nobody else is waiting for.
-    idle_until: Instant,
+    idle_since: Instant,
+    /// What came before anybody was there to read it.
+    ahead: Bytes,
     write: Deadline,
     linger: Option<Linger>,
 }
@@ -201,7 +216,8 @@ impl<T> Guarded<T> {
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             read,
-            idle_until: now,
+            idle_since: now,
+            ahead: Bytes::new(),
             write: Deadline::default(),
             linger: None,
         }
@@ -234,9 +250,8 @@ impl<T> Guarded<T> {
             self.read.set(Instant::now() + self.header_timeout);
         } else {
             self.shared.enter(Phase::Idle);
-            let now = Instant::now();
-            self.idle_until = now + self.idle_timeout;
-            self.read.set(now + self.header_timeout.min(self.idle_timeout));
+            self.idle_since = Instant::now();
+            self.read.set(self.idle_since + REST.min(self.header_timeout).min(self.idle_timeout));
         }
     }
 
@@ -246,16 +261,47 @@ impl<T> Guarded<T> {
         loop {
             ready!(self.read.poll(cx));
             let now = Instant::now();
-            let left = self.idle_until.saturating_duration_since(now);
-            if left.is_zero() || self.shared.is_crowded() {
+            let idle = now.duration_since(self.idle_since);
+            if idle >= self.idle_timeout || (idle >= self.header_timeout && self.shared.is_crowded()) {
                 return Poll::Ready(());
             }
-            self.read.set(now + self.header_timeout.min(left));
+            // Unless its answer is still on its way.
+            self.shared.rests.store(!self.write.is_set(), Relaxed);
+            let next = self.header_timeout.checked_sub(idle).filter(|left| !left.is_zero());
+            self.read.set(now + next.unwrap_or(self.header_timeout).min(self.idle_timeout - idle));
         }
     }
 }
 
+/// After this long an idle connection rests: one that is used is not put away all the time.
+const REST: Duration = Duration::from_secs(1);
+
 impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
+    /// Waits for the first bytes, without any buffer until they come, and keeps them for who reads next. False when
+    /// the peer has closed.
+    ///
+    /// # Errors
+    ///
+    /// When nothing came in time, or the socket is broken.
+    pub(super) async fn wake(&mut self) -> io::Result<bool> {
+        if !self.ahead.is_empty() {
+            return Ok(true);
+        }
+        poll_fn(|cx| {
+            let mut bytes = [0; 2048];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut *self).poll_read(cx, &mut buffer))?;
+            self.ahead = Bytes::copy_from_slice(buffer.filled());
+            Poll::Ready(Ok(!self.ahead.is_empty()))
+        })
+        .await
+    }
+
+    /// Takes back what was read and not used.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = bytes;
+    }
+
     /// Whether the peer may still be sending when our side is closed: an unread body, the rest of a head that was
     /// refused, a request behind the last one. When the service ends, only an unread body is worth the wait.
     fn may_get_more(&self) -> bool {
@@ -309,6 +355,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
         if this.shared.phase() == Phase::Answer {
             // hyper asks for the next head.
             this.rest();
+        }
+        if !this.ahead.is_empty() {
+            let now = this.ahead.split_to(this.ahead.len().min(buffer.remaining()));
+            buffer.put_slice(&now);
+            return Poll::Ready(Ok(()));
         }
         let before = buffer.filled().len();
         match Pin::new(&mut this.socket).poll_read(cx, buffer) {
