@@ -3,7 +3,9 @@
 //! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
 //! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is no usable answer.
 
+mod answer;
 mod connect;
+mod connection;
 pub mod target;
 
 use std::{
@@ -13,17 +15,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::{BodyExt, Full};
-use hyper::{
-    Request, Response, StatusCode,
-    body::{Body, Incoming},
-    header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
-};
+use bytes::Bytes;
+use hyper::{StatusCode, header::HeaderValue};
 use tokio::time::{Instant, timeout_at};
 
+use connect::Connector;
 pub use connect::Tls;
-use connect::{Connection, Connector};
+use connection::{Connection, Fault};
 use target::Target;
 
 use crate::tls;
@@ -55,6 +53,21 @@ pub struct Upstream {
 struct Idle {
     connection: Connection,
     since: Instant,
+}
+
+/// A request as it is sent.
+pub struct OutboundRequest {
+    /// Request line and headers with the empty line behind them, `Content-Length` and `Host` among them.
+    pub head: Vec<u8>,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// What is in it is not for the log: headers may be secret.
+impl fmt::Debug for OutboundRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutboundRequest").finish_non_exhaustive()
+    }
 }
 
 /// What an upstream answered.
@@ -172,10 +185,10 @@ impl Upstream {
         self.connector.target()
     }
 
-    /// Sends the request that `make` makes and waits for the answer.
+    /// Sends a request at `now` and waits for the answer.
     ///
     /// A pooled connection may turn out to have been closed by the upstream meanwhile. If nothing of an answer came
-    /// on it, the request is made and sent once more, on a new connection.
+    /// on it, the request is sent once more, on a new connection.
     ///
     /// # Errors
     ///
@@ -184,128 +197,85 @@ impl Upstream {
     pub async fn send(
         &self,
         lane: usize,
-        make: impl Fn() -> Request<Full<Bytes>>,
+        request: &OutboundRequest,
+        now: Instant,
     ) -> Result<Reply, SendError> {
-        let deadline = Instant::now() + self.timeout;
-        let answer =
-            timeout_at(deadline, self.answer(lane, deadline, make)).await.map_err(|_elapsed| {
-                SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
-            })??;
-        let (response, connection) = answer;
-        if response.status().is_informational() || response.status().is_redirection() {
-            let status = response.status();
-            let kind = if status.is_redirection() { Failure::Redirected(status) } else { Failure::BadAnswer };
-            return Err(SendError::new(kind, format!("it answered {status}")));
-        }
-        let (head, mut body) = response.into_parts();
-        let (bytes, complete) = read_body(&mut body, deadline).await;
-        if complete {
-            self.give_back(lane, connection);
-        }
-        Ok(Reply {
-            status: head.status,
-            content_type: head.headers.get(CONTENT_TYPE).cloned(),
-            retry_after: head.headers.get(RETRY_AFTER).cloned(),
-            body: bytes,
-        })
-    }
-
-    async fn answer(
-        &self,
-        lane: usize,
-        deadline: Instant,
-        make: impl Fn() -> Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Connection), SendError> {
-        if let Some(mut connection) = self.take_idle(lane) {
-            match connection.send(make()).await {
-                Ok(response) => return Ok((response, connection)),
-                Err(error) if connection.has_answered() => return Err(bad_answer(&error)),
+        let until = now + self.timeout;
+        if let Some(mut connection) = self.take_idle(lane, now) {
+            match connection.exchange(request, until).await {
+                Ok(answer) => return Ok(self.done(lane, connection, answer, now)),
+                Err(fault @ Fault::TimedOut) => return Err(self.error(&fault)),
+                Err(fault) if connection.has_answered() => return Err(self.error(&fault)),
                 Err(_) => {}
             }
         }
-        let mut connection = self.connector.connect(deadline).await?;
-        match connection.send(make()).await {
-            Ok(response) => Ok((response, connection)),
+        let connecting = timeout_at(until, self.connector.connect(until)).await;
+        let mut connection = connecting.map_err(|_elapsed| self.error(&Fault::TimedOut))??;
+        match connection.exchange(request, until).await {
+            Ok(answer) => Ok(self.done(lane, connection, answer, now)),
             // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
-            Err(error) if !connection.has_answered() && tls::is_refusal(&error) => {
+            Err(Fault::Io(error)) if !connection.has_answered() && tls::is_refusal(&error) => {
                 Err(SendError::tls(&error))
             }
-            Err(error) => Err(bad_answer(&error)),
+            Err(fault) => Err(self.error(&fault)),
+        }
+    }
+
+    fn error(&self, fault: &Fault) -> SendError {
+        match fault {
+            Fault::TimedOut => {
+                SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
+            }
+            Fault::Unusable(status) if status.is_redirection() => {
+                SendError::new(Failure::Redirected(*status), fault.to_string())
+            }
+            fault => SendError::new(Failure::BadAnswer, chain(fault)),
         }
     }
 
     /// An idle connection that is still open: one of the own lane if there is one, since a connection of another
     /// lane is driven by another thread.
-    fn take_idle(&self, own: usize) -> Option<Connection> {
+    fn take_idle(&self, own: usize, now: Instant) -> Option<Connection> {
         let others = (0..self.lanes.len()).filter(|lane| *lane != own);
-        std::iter::once(own).chain(others).find_map(|lane| self.take_idle_of(lane))
+        std::iter::once(own).chain(others).find_map(|lane| self.take_idle_of(lane, now))
     }
 
     /// The idle connection of a lane that was used last, if it is still open.
-    fn take_idle_of(&self, lane: usize) -> Option<Connection> {
+    fn take_idle_of(&self, lane: usize, now: Instant) -> Option<Connection> {
         let mut idle = self.lane(lane)?.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(Idle { connection, since }) = idle.pop() {
-            if since.elapsed() > MAX_IDLE_TIME {
+        while let Some(Idle { mut connection, since }) = idle.pop() {
+            if now.duration_since(since) > MAX_IDLE_TIME {
                 // Those below it are older still.
                 idle.clear();
                 return None;
             }
-            if connection.is_open() && connection.age() < MAX_AGE {
+            if connection.age(now) < MAX_AGE && connection.is_open() {
                 return Some(connection);
             }
         }
         None
     }
 
-    fn give_back(&self, lane: usize, connection: Connection) {
-        let Some(lane) = self.lane(lane) else { return };
-        let mut idle = lane.lock().unwrap_or_else(PoisonError::into_inner);
-        if connection.is_open() && idle.len() < MAX_IDLE {
-            idle.push(Idle { connection, since: Instant::now() });
+    /// Keeps a connection that can be used again; it counts as idle since its last request began.
+    fn done(
+        &self,
+        lane: usize,
+        connection: Connection,
+        (reply, again): (Reply, bool),
+        since: Instant,
+    ) -> Reply {
+        if let Some(lane) = self.lane(lane).filter(|_| again) {
+            let mut idle = lane.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < MAX_IDLE {
+                idle.push(Idle { connection, since });
+            }
         }
+        reply
     }
 
     fn lane(&self, lane: usize) -> Option<&Mutex<Vec<Idle>>> {
         self.lanes.get(lane)
     }
-}
-
-fn bad_answer(error: &hyper::Error) -> SendError {
-    SendError::new(Failure::BadAnswer, chain(error))
-}
-
-/// The body as far as it came until the deadline, at most [`MAX_ANSWER`] bytes, and whether that is all of it.
-async fn read_body(body: &mut Incoming, deadline: Instant) -> (Bytes, bool) {
-    let mut first = Bytes::new();
-    let mut whole = BytesMut::new();
-    while let Ok(frame) = timeout_at(deadline, body.frame()).await {
-        let data = match frame {
-            None => return (if whole.is_empty() { first } else { whole.freeze() }, true),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => data,
-                Err(_trailers) => continue,
-            },
-            Some(Err(_)) => break,
-        };
-        let room = MAX_ANSWER.saturating_sub(first.len().saturating_add(whole.len()));
-        let enough = data.len() > room;
-        let data = data.slice(..data.len().min(room));
-        if first.is_empty() && whole.is_empty() {
-            first = data;
-        } else {
-            if whole.is_empty() {
-                whole.extend_from_slice(&std::mem::take(&mut first));
-            }
-            whole.extend_from_slice(&data);
-        }
-        if enough {
-            break;
-        }
-        if body.is_end_stream() {
-            return (if whole.is_empty() { first } else { whole.freeze() }, true);
-        }
-    }
-    (if whole.is_empty() { first } else { whole.freeze() }, false)
 }
 
 #[cfg(test)]
@@ -339,9 +309,11 @@ mod tests {
             }
         });
         let upstream = Upstream::new(Target::parse(&url).unwrap(), None, Duration::from_secs(20), 1);
+        let request =
+            OutboundRequest { head: b"POST / HTTP/1.1\r\nhost: x\r\n\r\n".into(), body: Bytes::new() };
         let mut opened = Vec::new();
         for _ in 0..5 {
-            let reply = upstream.send(0, || Request::new(Full::default())).await.unwrap();
+            let reply = upstream.send(0, &request, Instant::now()).await.unwrap();
             assert_eq!(reply.status, StatusCode::OK);
             opened.push(std::iter::from_fn(|| connections.try_recv().ok()).count());
             pause();

@@ -10,6 +10,7 @@ pub mod signature;
 pub mod headers;
 
 pub mod event;
+mod json;
 pub mod payload;
 
 pub mod filter;

@@ -1,19 +1,15 @@
 //! Where a webhook's deliveries go, and in what form.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, io::Write, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Method, Request,
-    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT},
-};
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::queue::Policy;
 use crate::{
     ops::metrics::ForDestination,
     tls::{Authorities, Identity},
-    upstream::{Upstream, target::Target},
+    upstream::{OutboundRequest, Upstream, target::Target},
     webhook::{filter::Events, headers, payload::Delivery},
 };
 
@@ -77,7 +73,6 @@ pub fn is_reserved_header(name: &HeaderName) -> bool {
 }
 
 /// A destination at work.
-#[derive(Debug)]
 pub struct Destination {
     /// Labels logs.
     pub name: String,
@@ -89,8 +84,8 @@ pub struct Destination {
     pub policy: Policy,
     events: Option<Events>,
     format: Format,
-    /// The headers that are the same in every request.
-    headers: HeaderMap,
+    /// Request line and headers, as far as they are the same in every request.
+    head: Vec<u8>,
 }
 
 /// A delivery as it is handed on: what the sender said of it, and what was found out.
@@ -114,22 +109,26 @@ pub struct Parcel {
     pub traceparent: HeaderValue,
 }
 
+/// Without the head, in which secrets may be.
+impl fmt::Debug for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Destination").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Destination {
     /// A destination of the webhook named `webhook`. `upstream` is that of its settings.
     #[must_use]
     pub fn new(settings: &Settings, webhook: &str, upstream: Arc<Upstream>, metrics: ForDestination) -> Self {
-        let mut headers = HeaderMap::with_capacity(HEADERS + settings.headers.len());
-        // Every name is there from the start: a request replaces values, and the map never grows.
-        for name in
-            [CONTENT_LENGTH, CONTENT_TYPE, ID, KIND, SIGNATURE, EVENT, KIND_VERIFIED, ATTEMPT, TRACEPARENT]
-        {
-            headers.insert(name, HeaderValue::from_static(""));
-        }
-        headers.extend(settings.headers.clone());
-        headers.insert(HOST, settings.target.host.clone());
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let Target { request, host, .. } = upstream.target();
+        let mut head = format!("POST {request} HTTP/1.1\r\n").into_bytes();
+        put(&mut head, HOST.as_str(), host.as_bytes());
+        put(&mut head, USER_AGENT.as_str(), AGENT.as_bytes());
         if let Ok(name) = HeaderValue::from_str(webhook) {
-            headers.insert(WEBHOOK, name);
+            put(&mut head, "hookgate-webhook", name.as_bytes());
+        }
+        for (name, value) in &settings.headers {
+            put(&mut head, name.as_str(), value.as_bytes());
         }
         Self {
             name: settings.name.clone(),
@@ -138,7 +137,7 @@ impl Destination {
             policy: settings.policy,
             events: settings.events.clone(),
             format: settings.format,
-            headers,
+            head,
         }
     }
 
@@ -150,43 +149,44 @@ impl Destination {
 
     /// The request of attempt number `attempt` (from 1).
     #[must_use]
-    pub fn render(&self, parcel: &Parcel, attempt: u32) -> Request<Full<Bytes>> {
+    pub fn render(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
         match self.format {
             Format::Raw => self.render_raw(parcel, attempt),
         }
     }
 
     /// As it came: nothing that the sender sent goes on but the verified bytes and the headers named here.
-    fn render_raw(&self, parcel: &Parcel, attempt: u32) -> Request<Full<Bytes>> {
-        let verified = if parcel.kind_verified { "true" } else { "false" };
-        let mut request = Request::new(Full::new(parcel.body.clone()));
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.upstream.target().request.clone();
-        let headers = request.headers_mut();
-        headers.clone_from(&self.headers);
-        headers.insert(CONTENT_LENGTH, parcel.body.len().into());
-        headers.insert(CONTENT_TYPE, parcel.content_type.clone());
-        headers.insert(ID, parcel.id.clone());
-        headers.insert(KIND, parcel.kind.clone());
-        headers.insert(SIGNATURE, parcel.signature.clone());
-        headers.insert(EVENT, parcel.event.clone());
-        headers.insert(KIND_VERIFIED, HeaderValue::from_static(verified));
-        headers.insert(ATTEMPT, if attempt == 1 { HeaderValue::from_static("1") } else { attempt.into() });
-        headers.insert(TRACEPARENT, parcel.traceparent.clone());
-        request
+    fn render_raw(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
+        let mut head = Vec::with_capacity(self.head.len() + USUAL_HEADERS);
+        head.extend_from_slice(&self.head);
+        for (name, value) in [
+            ("content-type", &parcel.content_type),
+            (headers::ID, &parcel.id),
+            (headers::KIND, &parcel.kind),
+            (headers::SIGNATURE, &parcel.signature),
+            ("hookgate-event", &parcel.event),
+            (TRACEPARENT.as_str(), &parcel.traceparent),
+        ] {
+            put(&mut head, name, value.as_bytes());
+        }
+        put(&mut head, "hookgate-kind-verified", if parcel.kind_verified { b"true" } else { b"false" });
+        let length = parcel.body.len();
+        write!(head, "hookgate-attempt: {attempt}\r\ncontent-length: {length}\r\n\r\n")
+            .expect("writing to a Vec does not fail");
+        OutboundRequest { head, body: parcel.body.clone() }
     }
 }
 
-/// How many headers hookgate sets itself.
-const HEADERS: usize = 12;
+/// Room for the headers that differ from request to request; more is made where it does not do.
+const USUAL_HEADERS: usize = 640;
+
+/// Writes a header. Its value is one, so it ends no line.
+fn put(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+        head.extend_from_slice(part);
+    }
+}
 
 const AGENT: &str = concat!("hookgate/", env!("CARGO_PKG_VERSION"));
-const ID: HeaderName = HeaderName::from_static(headers::ID);
-const KIND: HeaderName = HeaderName::from_static(headers::KIND);
-const SIGNATURE: HeaderName = HeaderName::from_static(headers::SIGNATURE);
-const WEBHOOK: HeaderName = HeaderName::from_static("hookgate-webhook");
-const EVENT: HeaderName = HeaderName::from_static("hookgate-event");
-const KIND_VERIFIED: HeaderName = HeaderName::from_static("hookgate-kind-verified");
-const ATTEMPT: HeaderName = HeaderName::from_static("hookgate-attempt");
 /// W3C Trace Context.
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

@@ -1,19 +1,30 @@
-//! Reads a request's body: bounded in size, in time, and together with all other bodies that are being held.
+//! Reads a request's body: bounded in size, in time, and together with all other bodies that are being held. Or passes
+//! over it, where the request is refused and nothing has to be waited for.
 
 use std::{
+    future::poll_fn,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    task::Poll,
 };
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
-use tokio::time::timeout;
+use hyper::{
+    Version,
+    body::{Body, Incoming},
+    header::{EXPECT, TRANSFER_ENCODING},
+    http::request::Parts,
+};
+use tokio::time::Instant;
 
-use super::rejection::{Refusal, Rejection};
+use super::{
+    connection::Shared,
+    rejection::{Refusal, Rejection},
+};
 
 /// The bytes of bodies that may be held at a time, over all requests.
 ///
@@ -108,10 +119,11 @@ pub(super) struct Held {
 /// from what came; [`Rejection::Timeout`] when it is not complete in time; [`Rejection::BadRequest`] when it
 /// breaks off.
 pub(super) async fn read(
-    mut body: Incoming,
+    body: &mut Incoming,
     max: usize,
-    deadline: Duration,
+    until: Instant,
     budget: &Budget,
+    connection: &Shared,
 ) -> Result<Held, Refusal> {
     let announced = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > max) {
@@ -120,10 +132,56 @@ pub(super) async fn read(
     if !budget.has_room_for(announced.unwrap_or_default()) {
         return Err(Rejection::Overloaded.because("bodies being held are at `max_inflight_bytes`"));
     }
-    match timeout(deadline, collect(&mut body, announced, max, budget)).await {
-        Ok(read) => read,
-        Err(_) => Err(Rejection::Timeout.because("the body was not complete within `body_timeout`")),
+    connection
+        .until(until, collect(body, announced, max, budget))
+        .await
+        .unwrap_or_else(|| Err(Rejection::Timeout.because("the body was not complete within `body_timeout`")))
+}
+
+/// The longest body that is passed over, in bytes.
+const PASSED_OVER: u64 = 16 << 10;
+
+/// How often hyper gets a turn to hand over what it has: with the first it learns that the body is wanted.
+const TURNS: usize = 2;
+
+/// Passes over the body of a refused request, where its end is announced and it is all there, so that the connection
+/// can be used again. Waits for nobody. Says whether it did; if not, the connection has to end.
+pub(super) async fn pass_over(body: &mut Incoming, head: &Parts, connection: &Shared) -> bool {
+    if head.version != Version::HTTP_11
+        || head.headers.contains_key(TRANSFER_ENCODING)
+        || head.headers.contains_key(EXPECT)
+        || connection.is_ambiguous()
+        || body.size_hint().exact().is_none_or(|length| length > PASSED_OVER)
+    {
+        return false;
     }
+    for _ in 0..=TURNS {
+        loop {
+            match poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_))) => return false,
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        if body.is_end_stream() {
+            return connection.has_nothing_behind();
+        }
+        give_way().await;
+    }
+    false
+}
+
+/// Lets hyper have its turn. Not the runtime, which would ask the kernel for news first.
+async fn give_way() {
+    let mut gave = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut gave, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// The most that is set aside for a body before it has come, in bytes.

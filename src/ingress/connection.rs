@@ -5,23 +5,26 @@
 //! connection is closed. The deadline of a body is not here: it is the request's, see [`super::body`].
 
 use std::{
+    future::poll_fn,
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::Semaphore,
-    time::{Instant, Sleep, sleep_until},
+    time::Instant,
 };
 
 use super::{framing::Framing, server::Settings};
+use crate::deadline::Deadline;
 
 /// What the requests of a connection and its socket tell each other.
 #[derive(Debug)]
@@ -33,9 +36,15 @@ pub struct Shared {
     requests: AtomicU64,
     /// The first request whose head can be read in two ways, counted from 1.
     ambiguous: AtomicU64,
+    /// The requests that have come as a whole, where not a byte has come behind the last one.
+    whole: AtomicU64,
+    /// Idle for a while, so that what serves it can be put away.
+    rests: AtomicBool,
     unread: AtomicBool,
     closing: AtomicBool,
     cut: AtomicBool,
+    /// That of the request: there is one at a time.
+    deadline: Mutex<Deadline>,
 }
 
 /// What a connection is waiting for.
@@ -60,9 +69,12 @@ impl Shared {
             phase: AtomicU8::default(),
             requests: AtomicU64::default(),
             ambiguous: AtomicU64::new(u64::MAX),
+            whole: AtomicU64::default(),
+            rests: AtomicBool::default(),
             unread: AtomicBool::default(),
             closing: AtomicBool::default(),
             cut: AtomicBool::default(),
+            deadline: Mutex::default(),
         }
     }
 
@@ -103,9 +115,39 @@ impl Shared {
         self.unread.store(true, Relaxed);
     }
 
+    /// Waits for what the request needs, `until` then at the longest. All requests of a connection share a timer, which
+    /// is seldom set.
+    pub(super) async fn until<F: Future>(&self, until: Instant, wait: F) -> Option<F::Output> {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = wait.as_mut().poll(cx) {
+                return Poll::Ready(Some(output));
+            }
+            let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+            deadline.set(until);
+            deadline.poll(cx).map(|()| None)
+        })
+        .await
+    }
+
     /// Whether the head of the request that is being served, or one before it, can be read in two ways.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous.load(Relaxed) <= self.requests.load(Relaxed)
+    }
+
+    /// Whether the body of the request that is being served has come, and not a byte behind it.
+    pub(super) fn has_nothing_behind(&self) -> bool {
+        self.whole.load(Relaxed) == self.requests.load(Relaxed)
+    }
+
+    /// It is being served.
+    pub(super) fn rests_no_more(&self) {
+        self.rests.store(false, Relaxed);
+    }
+
+    /// Whether it has been idle for a while, and is.
+    pub(super) fn rests(&self) -> bool {
+        self.rests.load(Relaxed) && self.phase() == Phase::Idle
     }
 
     /// Whether all connections are taken, so that others wait for this one.
@@ -143,39 +185,11 @@ pub(super) struct Guarded<T> {
     header_timeout: Duration,
     idle_timeout: Duration,
     read: Deadline,
-    /// The end of an idle connection that nobody else is waiting for.
-    idle_until: Instant,
+    idle_since: Instant,
+    /// What came before anybody was there to read it.
+    ahead: Bytes,
     write: Deadline,
     linger: Option<Linger>,
-}
-
-/// A point in time that moves often and passes rarely: the timer is set again only when it went off too early.
-#[derive(Debug, Default)]
-struct Deadline {
-    at: Option<Instant>,
-    timer: Option<Pin<Box<Sleep>>>,
-}
-
-impl Deadline {
-    fn set(&mut self, after: Duration) {
-        self.at = Some(Instant::now() + after);
-    }
-
-    /// Ready once the time has passed. The task is woken then.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(at) = self.at else { return Poll::Pending };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(at)));
-        if timer.deadline() > at {
-            timer.as_mut().reset(at);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if timer.deadline() >= at {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(at);
-        }
-    }
 }
 
 /// Reading on after our side is closed, so that the kernel does not answer unread bytes with a reset that would
@@ -192,8 +206,9 @@ const LINGER_BYTES: usize = 16 << 20;
 
 impl<T> Guarded<T> {
     pub(super) fn new(socket: T, shared: Arc<Shared>, settings: &Settings) -> Self {
+        let now = Instant::now();
         let mut read = Deadline::default();
-        read.set(settings.header_timeout);
+        read.set(now + settings.header_timeout);
         Self {
             socket,
             shared,
@@ -201,23 +216,27 @@ impl<T> Guarded<T> {
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             read,
-            idle_until: Instant::now(),
+            idle_since: now,
+            ahead: Bytes::new(),
             write: Deadline::default(),
             linger: None,
         }
     }
 
     /// Looks at what came, and moves the deadline to what is now awaited.
-    fn received(&mut self, bytes: &[u8]) {
+    /// `all` says that the kernel had no more of it.
+    fn received(&mut self, bytes: &[u8], all: bool) {
         match self.shared.phase() {
             Phase::Idle => {
                 self.shared.enter(Phase::Head);
-                self.read.set(self.header_timeout);
+                self.read.set(Instant::now() + self.header_timeout);
             }
             Phase::Opened => self.shared.enter(Phase::Head),
             Phase::Head | Phase::Request | Phase::Answer => {}
         }
         self.framing.feed(bytes);
+        let whole = self.framing.whole().filter(|_| all);
+        self.shared.whole.store(whole.unwrap_or_default(), Relaxed);
         if let Some(request) = self.framing.ambiguous_from() {
             self.shared.ambiguous.store(request, Relaxed);
         }
@@ -228,11 +247,11 @@ impl<T> Guarded<T> {
         if self.framing.is_within_head() {
             // Its beginning came with the request before it.
             self.shared.enter(Phase::Head);
-            self.read.set(self.header_timeout);
+            self.read.set(Instant::now() + self.header_timeout);
         } else {
             self.shared.enter(Phase::Idle);
-            self.idle_until = Instant::now() + self.idle_timeout;
-            self.read.set(self.header_timeout.min(self.idle_timeout));
+            self.idle_since = Instant::now();
+            self.read.set(self.idle_since + REST.min(self.header_timeout).min(self.idle_timeout));
         }
     }
 
@@ -241,16 +260,48 @@ impl<T> Guarded<T> {
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.read.poll(cx));
-            let left = self.idle_until.saturating_duration_since(Instant::now());
-            if left.is_zero() || self.shared.is_crowded() {
+            let now = Instant::now();
+            let idle = now.duration_since(self.idle_since);
+            if idle >= self.idle_timeout || (idle >= self.header_timeout && self.shared.is_crowded()) {
                 return Poll::Ready(());
             }
-            self.read.set(self.header_timeout.min(left));
+            // Unless its answer is still on its way.
+            self.shared.rests.store(!self.write.is_set(), Relaxed);
+            let next = self.header_timeout.checked_sub(idle).filter(|left| !left.is_zero());
+            self.read.set(now + next.unwrap_or(self.header_timeout).min(self.idle_timeout - idle));
         }
     }
 }
 
+/// After this long an idle connection rests: one that is used is not put away all the time.
+const REST: Duration = Duration::from_secs(1);
+
 impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
+    /// Waits for the first bytes, without any buffer until they come, and keeps them for who reads next. False when
+    /// the peer has closed.
+    ///
+    /// # Errors
+    ///
+    /// When nothing came in time, or the socket is broken.
+    pub(super) async fn wake(&mut self) -> io::Result<bool> {
+        if !self.ahead.is_empty() {
+            return Ok(true);
+        }
+        poll_fn(|cx| {
+            let mut bytes = [0; 2048];
+            let mut buffer = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut *self).poll_read(cx, &mut buffer))?;
+            self.ahead = Bytes::copy_from_slice(buffer.filled());
+            Poll::Ready(Ok(!self.ahead.is_empty()))
+        })
+        .await
+    }
+
+    /// Takes back what was read and not used.
+    pub(super) fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = bytes;
+    }
+
     /// Whether the peer may still be sending when our side is closed: an unread body, the rest of a head that was
     /// refused, a request behind the last one. When the service ends, only an unread body is worth the wait.
     fn may_get_more(&self) -> bool {
@@ -262,10 +313,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     /// A write that makes the peer wait for too long ends the connection.
     fn bound_write<R>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if write.is_pending() {
-            if self.write.at.is_none() {
+            if !self.write.is_set() {
                 // From the first wait until everything is written: reading it byte by byte does not help, nor
                 // does asking for more.
-                self.write.set(self.idle_timeout);
+                self.write.set(Instant::now() + self.idle_timeout);
             }
             ready!(self.write.poll(cx));
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
@@ -276,7 +327,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| {
             let mut deadline = Deadline::default();
-            deadline.set(LINGER_TIME);
+            deadline.set(Instant::now() + LINGER_TIME);
             Linger { left: LINGER_BYTES, deadline }
         });
         let mut scratch = [0; 4096];
@@ -305,10 +356,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             // hyper asks for the next head.
             this.rest();
         }
+        if !this.ahead.is_empty() {
+            let now = this.ahead.split_to(this.ahead.len().min(buffer.remaining()));
+            buffer.put_slice(&now);
+            return Poll::Ready(Ok(()));
+        }
         let before = buffer.filled().len();
         match Pin::new(&mut this.socket).poll_read(cx, buffer) {
             Poll::Ready(Ok(())) => {
-                this.received(buffer.filled().get(before..).unwrap_or_default());
+                this.received(buffer.filled().get(before..).unwrap_or_default(), buffer.remaining() > 0);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
@@ -350,7 +406,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         // hyper flushes when it has nothing left to write.
         let flush = Pin::new(&mut self.socket).poll_flush(cx);
         if flush.is_ready() {
-            self.write.at = None;
+            self.write.clear();
         }
         self.bound_write(cx, flush)
     }

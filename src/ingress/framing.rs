@@ -84,6 +84,14 @@ impl Framing {
         self.ambiguous
     }
 
+    /// The requests that have come so far, if not a byte has come behind the last one.
+    pub(crate) const fn whole(&self) -> Option<u64> {
+        match self.place {
+            Place::Head if !self.head.begun && self.rest.is_empty() => Some(self.ended),
+            _ => None,
+        }
+    }
+
     /// Whether a head has begun and not ended.
     pub(crate) const fn is_within_head(&self) -> bool {
         matches!(self.place, Place::Head) && (self.head.begun || !self.rest.is_empty())
@@ -227,6 +235,25 @@ mod tests {
         );
         assert!(within(format!("{PLAIN}P").as_bytes()));
         assert!(!within(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na"));
+    }
+
+    #[test]
+    fn whole_requests_are_counted_while_nothing_is_behind_them() {
+        let whole = |bytes: &[u8]| {
+            let mut framing = Framing::default();
+            framing.feed(bytes);
+            framing.whole()
+        };
+        assert_eq!((whole(b""), whole(PLAIN.as_bytes())), (Some(0), Some(1)));
+        assert_eq!(whole(format!("{PLAIN}{PLAIN}").as_bytes()), Some(2));
+        for part in ["P", "POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab", "POST / HTTP/1.1\r\n\r"] {
+            assert_eq!(
+                (whole(part.as_bytes()), whole(format!("{PLAIN}{part}").as_bytes())),
+                (None, None),
+                "{part}"
+            );
+        }
+        assert_eq!(whole(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), None);
     }
 
     #[test]

@@ -96,12 +96,12 @@ impl Handler for Gate {
     ) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let in_flight = InFlight::new(&self.metrics);
-        let (head, body) = request.into_parts();
+        let (head, mut body) = request.into_parts();
         let routes = self.routes.load();
         let mut trail = Trail { body_read: body.is_end_stream(), ..Trail::default() };
 
         let admitted = {
-            let mut admit = pin!(self.admit(&routes, &head, body, connection, &mut trail));
+            let mut admit = pin!(self.admit(&routes, &head, &mut body, began, connection, &mut trail));
             // At the end of a drain every request that is still here is answered, whatever it waits for.
             std::future::poll_fn(|cx| {
                 if connection.is_cut() {
@@ -116,17 +116,20 @@ impl Handler for Gate {
             rejection.answer()
         });
 
+        let body_done = trail.body_read
+            || (matches!(answer.outcome, Outcome::Refused(rejection) if rejection.is_of_the_signature())
+                && body::pass_over(&mut body, &head, connection).await);
         // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure. And
         // who is refused does not keep a connection that others wait for.
-        if !trail.body_read
+        if !body_done
             || connection.is_ambiguous()
             || connection.is_closing()
             || head.headers.contains_key(TRANSFER_ENCODING)
             || (matches!(answer.outcome, Outcome::Refused(_)) && connection.is_crowded())
         {
-            answer.close();
+            answer.close = true;
         }
-        if !trail.body_read {
+        if !body_done {
             connection.leave_unread();
         }
         let duration = began.elapsed();
@@ -136,7 +139,7 @@ impl Handler for Gate {
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
             .request(answer.outcome.index(), duration);
         trail.log(&answer, peer, duration);
-        answer.response
+        answer.into_response(head.headers)
     }
 
     fn connection(&self, opened: bool) {
@@ -170,7 +173,8 @@ impl Gate {
         &self,
         routes: &'r Routes,
         head: &'r Parts,
-        body: Incoming,
+        body: &mut Incoming,
+        began: Instant,
         connection: &Shared,
         trail: &mut Trail<'r>,
     ) -> Result<Answer, Refusal> {
@@ -186,8 +190,8 @@ impl Gate {
         check_framing(&headers, head.version, connection)?;
         let content_type = check_media_type(&headers)?;
         let (signature, signature_header) = read_signature(&headers)?;
-        let held =
-            body::read(body, self.limits.max_body, self.limits.body_timeout, &self.limits.budget).await?;
+        let until = began + self.limits.body_timeout;
+        let held = body::read(body, self.limits.max_body, until, &self.limits.budget, connection).await?;
         trail.body_read = true;
 
         // Verify.
@@ -303,12 +307,23 @@ fn check_framing(headers: &Headers<'_>, version: Version, connection: &Shared) -
 
 /// `uri-host [ ":" port ]`, or empty (RFC 9112, 3.2).
 fn is_host(value: &[u8]) -> bool {
+    // What nearly all say: a name or an IPv4 address.
+    let colon = value.iter().position(|byte| *byte == b':').unwrap_or(value.len());
+    let (name, port) = value.split_at(colon);
+    let usual = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if !name.is_empty() && name.iter().all(usual) && is_port(port) {
+        return true;
+    }
     let Ok(authority) = Authority::try_from(value) else { return value.is_empty() };
-    let plain = |text: &str| text == authority.host();
-    !value.contains(&b'@')
-        && (plain(authority.as_str())
-            || authority.port_u16().is_some()
-            || authority.as_str().strip_suffix(':').is_some_and(plain))
+    let port = authority.as_str().strip_prefix(authority.host());
+    !value.contains(&b'@') && port.is_some_and(|port| is_port(port.as_bytes()))
+}
+
+/// Nothing, or a colon and a port, which may be empty.
+fn is_port(text: &[u8]) -> bool {
+    let Some(digits) = text.strip_prefix(b":") else { return text.is_empty() };
+    let digits = str::from_utf8(digits).unwrap_or("no digits");
+    digits.is_empty() || (digits.bytes().all(|b| b.is_ascii_digit()) && digits.parse::<u16>().is_ok())
 }
 
 /// JSON, and not encoded: nothing is decoded before it is verified, and nothing after.
@@ -396,7 +411,6 @@ impl Trail<'_> {
         if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
             return;
         }
-        let reason = self.reason.as_ref().map(ToString::to_string);
         macro_rules! line {
             ($level:ident, $message:literal) => {
                 $level!(
@@ -405,11 +419,11 @@ impl Trail<'_> {
                     event.kind = self.kind,
                     event = self.event,
                     outcome = answer.outcome.label(),
-                    status = answer.response.status().as_u16(),
+                    status = answer.status.as_u16(),
                     upstream.status = self.upstream_status.map(|status| status.as_u16()),
                     duration_ms = milliseconds(duration),
-                    client.address = peer.map(|peer| peer.to_string()),
-                    reason,
+                    client.address = peer.map(display),
+                    reason = self.reason.as_ref().map(display),
                     $message
                 )
             };
@@ -436,12 +450,25 @@ mod tests {
 
     #[test]
     fn hosts_are_read_as_the_grammar_says() {
-        for host in ["", "a.test", "a.test:80", "a.test:", "192.0.2.1", "[2001:db8::1]", "[::1]:8080"] {
+        for host in [
+            "",
+            "a.test",
+            "a.test:80",
+            "a-b.test:65535",
+            "1.2.3.4:18080",
+            "a_b:1",
+            "a.test:080",
+            "a.test:",
+            "192.0.2.1",
+            "[2001:db8::1]",
+            "[::1]:8080",
+        ] {
             assert!(is_host(host.as_bytes()), "{host}");
         }
-        for wrong in
-            ["a@b", "a/b", "a b", "a, b", "a:b", "a:99999", ":x", "http://a", "a?b", "a#b", "[::1", "a\"b"]
-        {
+        for wrong in [
+            "a@b", "a/b", "a b", "a, b", "a:b", "a:99999", "a:65536", "a:+80", "a:-1", "a:1:1", ":x",
+            "http://a", "a?b", "a#b", "[::1", "a\"b",
+        ] {
             assert!(!is_host(wrong.as_bytes()), "{wrong}");
         }
     }

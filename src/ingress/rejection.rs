@@ -3,12 +3,12 @@
 //! Pulumi stores answers and shows them to people, so nothing internal is in them: no digest, no address, no
 //! detail of what was wrong inside. Details go to the log, see [`Refusal`].
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Response, StatusCode,
+    HeaderMap, Response, StatusCode,
     header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
 };
 
@@ -55,7 +55,14 @@ impl Outcome {
     /// A number below [`Outcome::COUNT`], for tables.
     #[must_use]
     pub fn index(self) -> usize {
-        Self::all().position(|outcome| outcome == self).unwrap_or_default()
+        match self {
+            Self::Forwarded => 0,
+            Self::Queued => 1,
+            Self::Filtered => 2,
+            Self::Duplicate => 3,
+            Self::Pong => 4,
+            Self::Refused(rejection) => 5 + rejection.index(),
+        }
     }
 
     /// The label in header, log and metrics.
@@ -222,29 +229,45 @@ impl Rejection {
         self.parts().1
     }
 
-    /// The answer as `application/problem+json` (RFC 9457).
+    /// Whether nothing but the signature is wrong with what has been looked at so far.
+    #[must_use]
+    pub const fn is_of_the_signature(self) -> bool {
+        matches!(self, Self::MissingSignature | Self::BadSignature)
+    }
+
+    /// Its place in [`Rejection::ALL`].
+    fn index(self) -> usize {
+        Self::ALL.iter().position(|rejection| *rejection == self).unwrap_or_default()
+    }
+
+    /// `application/problem+json` (RFC 9457).
+    fn problem(self) -> Bytes {
+        /// Written once: who is flooded with forgeries has better things to do.
+        static PROBLEMS: LazyLock<[Bytes; Rejection::ALL.len()]> = LazyLock::new(|| {
+            Rejection::ALL.map(|rejection| {
+                let (status, reason, detail) = rejection.parts();
+                let title = status.canonical_reason().unwrap_or_default();
+                let code = status.as_u16();
+                Bytes::from(format!(
+                    r#"{{"type":"about:blank","title":"{title}","status":{code},"reason":"{reason}","detail":"{detail}"}}"#
+                ))
+            })
+        });
+        PROBLEMS.get(self.index()).cloned().unwrap_or_default()
+    }
+
+    /// The answer.
     #[must_use]
     pub fn answer(self) -> Answer {
-        let (status, reason, detail) = self.parts();
-        let title = status.canonical_reason().unwrap_or_default();
-        let code = status.as_u16();
-        let body = format!(
-            r#"{{"type":"about:blank","title":"{title}","status":{code},"reason":"{reason}","detail":"{detail}"}}"#
-        );
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        match self {
-            Self::MethodNotAllowed => {
-                headers.insert(ALLOW, HeaderValue::from_static("POST"));
-            }
-            Self::Overloaded | Self::QueueUnavailable | Self::Draining => {
-                headers.insert(RETRY_AFTER, RETRY_SECONDS);
-            }
-            _ => {}
+        Answer {
+            outcome: Outcome::Refused(self),
+            status: self.parts().0,
+            content_type: Some(HeaderValue::from_static("application/problem+json")),
+            retry_after: matches!(self, Self::Overloaded | Self::QueueUnavailable | Self::Draining)
+                .then_some(RETRY_SECONDS),
+            close: false,
+            body: self.problem(),
         }
-        Answer::new(Outcome::Refused(self), response)
     }
 }
 
@@ -297,16 +320,16 @@ impl Rejection {
 pub struct Answer {
     /// How the request ended.
     pub outcome: Outcome,
-    /// What is sent.
-    pub response: Response<Full<Bytes>>,
+    /// The status.
+    pub status: StatusCode,
+    /// Tells the sender that the connection ends with this answer.
+    pub close: bool,
+    content_type: Option<HeaderValue>,
+    retry_after: Option<HeaderValue>,
+    body: Bytes,
 }
 
 impl Answer {
-    fn new(outcome: Outcome, mut response: Response<Full<Bytes>>) -> Self {
-        response.headers_mut().insert(OUTCOME, HeaderValue::from_static(outcome.label()));
-        Self { outcome, response }
-    }
-
     /// A 2xx of ours, for what is done without the upstream, or will be.
     #[must_use]
     pub fn done(outcome: Outcome) -> Self {
@@ -317,32 +340,45 @@ impl Answer {
             Outcome::Pong => r#"{"outcome":"pong"}"#,
             Outcome::Forwarded | Outcome::Refused(_) => "",
         };
-        let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
-        if outcome == Outcome::Queued {
-            *response.status_mut() = StatusCode::ACCEPTED;
+        Self {
+            outcome,
+            status: if outcome == Outcome::Queued { StatusCode::ACCEPTED } else { StatusCode::OK },
+            close: false,
+            content_type: Some(HeaderValue::from_static("application/json")),
+            retry_after: None,
+            body: Bytes::from_static(body.as_bytes()),
         }
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Self::new(outcome, response)
     }
 
     /// The upstream's answer: status, `Content-Type`, `Retry-After` and body.
     #[must_use]
     pub fn relay(reply: Reply) -> Self {
-        let mut response = Response::new(Full::new(reply.body));
-        *response.status_mut() = reply.status;
-        let headers = response.headers_mut();
-        if let Some(value) = reply.content_type {
-            headers.insert(CONTENT_TYPE, value);
-        }
-        if let Some(value) = reply.retry_after {
-            headers.insert(RETRY_AFTER, value);
-        }
-        Self::new(Outcome::Forwarded, response)
+        let Reply { status, content_type, retry_after, body } = reply;
+        Self { outcome: Outcome::Forwarded, status, close: false, content_type, retry_after, body }
     }
 
-    /// Tells the sender that the connection ends with this answer.
-    pub fn close(&mut self) {
-        self.response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    /// The answer as it is sent. `headers` are those of the request: their room is used again, and hyper keeps it for
+    /// the next request.
+    #[must_use]
+    pub fn into_response(self, mut headers: HeaderMap) -> Response<Full<Bytes>> {
+        headers.clear();
+        if let Some(value) = self.content_type {
+            headers.insert(CONTENT_TYPE, value);
+        }
+        if let Some(value) = self.retry_after {
+            headers.insert(RETRY_AFTER, value);
+        }
+        if self.outcome == Outcome::Refused(Rejection::MethodNotAllowed) {
+            headers.insert(ALLOW, HeaderValue::from_static("POST"));
+        }
+        if self.close {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        headers.insert(OUTCOME, HeaderValue::from_static(self.outcome.label()));
+        let mut response = Response::new(Full::new(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = headers;
+        response
     }
 }
 

@@ -1,7 +1,8 @@
 //! The accept loop: permits, deadlines, drain. Knows no webhooks.
 
 use std::{
-    convert::Infallible, fmt, io, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration,
+    convert::Infallible, fmt, future::poll_fn, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc,
+    task::Poll, time::Duration,
 };
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use hyper_util::rt::TokioIo;
 #[cfg(target_os = "linux")]
 use socket2::{SockFilter, SockRef};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Semaphore,
     time::{sleep, timeout},
 };
@@ -380,14 +381,16 @@ impl<H: Handler> Server<H> {
         match &self.tls {
             None => self.connection(socket, peer).await,
             Some(tls) => {
-                let handshake = timeout(self.settings.header_timeout, tls.acceptor().accept(socket));
+                // In a box: connections without TLS need no room for it.
+                let handshake =
+                    Box::pin(timeout(self.settings.header_timeout, tls.acceptor().accept(socket)));
                 let shaken = tokio::select! {
                     biased;
                     shaken = handshake => shaken,
                     () = self.last_request() => return debug!("the drain ended a TLS handshake"),
                 };
                 match shaken {
-                    Ok(Ok(socket)) => self.connection(socket, peer).await,
+                    Ok(Ok(socket)) => Box::pin(self.connection(socket, peer)).await,
                     Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
                     Err(_elapsed) => debug!("a TLS handshake took longer than `header_timeout`"),
                 }
@@ -409,45 +412,89 @@ impl<H: Handler> Server<H> {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let shared = Arc::new(Shared::new(Arc::clone(&self.permits)));
-        let socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
+        let mut socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
+        loop {
+            // hyper keeps two buffers for each connection; most connections are silent most of the time.
+            let awake = tokio::select! {
+                biased;
+                awake = socket.wake() => awake,
+                () = self.drain.begun.cancelled() => Ok(true),
+            };
+            match awake {
+                Ok(true) => {}
+                // TLS says goodbye.
+                Ok(false) => return drop(socket.shutdown().await),
+                Err(_) => return,
+            }
+            match self.serve_until_rest(socket, peer, &shared).await {
+                Some(resting) => socket = resting,
+                None => return,
+            }
+        }
+    }
+
+    /// Serves a connection until it ends, or rests.
+    async fn serve_until_rest<S>(
+        &self,
+        socket: Guarded<S>,
+        peer: Peer,
+        shared: &Arc<Shared>,
+    ) -> Option<Guarded<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        shared.rests_no_more();
         let service = service_fn(|request| {
             shared.request_begins();
-            let shared = Arc::clone(&shared);
             async move {
-                let response = self.handler.handle(request, peer, &shared).await;
+                let response = self.handler.handle(request, peer, shared).await;
                 shared.request_ends();
                 Ok::<_, Infallible>(response)
             }
         });
-        let connection = http1::Builder::new()
-            .half_close(true)
-            .title_case_headers(true)
-            .max_header_size(self.settings.max_header)
-            .max_buf_size(self.settings.max_header.max(READ_BUFFER))
-            .serve_connection(TokioIo::new(socket), service);
-        let mut connection = pin!(connection);
+        let mut connection = Box::new(
+            http1::Builder::new()
+                .half_close(true)
+                .title_case_headers(true)
+                .max_header_size(self.settings.max_header)
+                .max_buf_size(self.settings.max_header.max(READ_BUFFER))
+                .serve_connection(TokioIo::new(socket), service),
+        );
         // What a connection's end says about its peer is of no use: requests were answered and logged.
+        let resting = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+            Poll::Ready(_) => Poll::Ready(false),
+            Poll::Pending if shared.rests() => Poll::Ready(true),
+            Poll::Pending => Poll::Pending,
+        });
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            rests = resting => {
+                return rests.then(|| {
+                    let parts = connection.into_parts();
+                    let mut socket = parts.io.into_inner();
+                    socket.put_back(parts.read_buf);
+                    socket
+                });
+            }
             () = self.drain.begun.cancelled() => {}
         }
         // A request that is on its way now is still served, and told that it is the connection's last.
         shared.close_after_answer();
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            _ = &mut *connection => return None,
             () = self.drain.cut.cancelled() => {}
             () = sleep(LAST_REQUEST) => {}
         }
-        connection.as_mut().graceful_shutdown();
+        Pin::new(&mut *connection).graceful_shutdown();
         tokio::select! {
             biased;
-            _ = connection.as_mut() => return,
+            _ = &mut *connection => return None,
             () = self.drain.cut.cancelled() => {}
         }
         shared.cut();
         drop(timeout(FAREWELL, connection).await);
+        None
     }
 }
 
@@ -477,4 +524,56 @@ fn is_the_connections_own(error: &io::Error) -> bool {
         error.kind(),
         ConnectionAborted | ConnectionRefused | ConnectionReset | NotConnected | InvalidInput
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use tokio::{
+        io::{AsyncReadExt, duplex},
+        time::advance,
+    };
+
+    use super::*;
+
+    /// Says 200, and keeps what it sees of the connection.
+    #[derive(Clone, Default)]
+    struct Ok200(Arc<Mutex<Option<Arc<Shared>>>>);
+
+    impl Handler for Ok200 {
+        async fn handle(&self, _: Request<Incoming>, _: Peer, shared: &Arc<Shared>) -> Response<Full<Bytes>> {
+            *self.0.lock().unwrap() = Some(Arc::clone(shared));
+            Response::new(Full::default())
+        }
+
+        fn connection(&self, _: bool) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_rests_serves_again_and_ends_in_time() {
+        let handler = Ok200::default();
+        let (mut ours, theirs) = duplex(1024);
+        let settings = Settings { idle_timeout: Duration::from_secs(20), ..Settings::default() };
+        let tasks = TaskTracker::new();
+        let served = handler.clone();
+        tasks.spawn(async move { serve_connection(theirs, &settings, served).await });
+        let mut answer = vec![0; 1024];
+        for pause in [0, 500, 1500, 10_000, 19_000] {
+            advance(Duration::from_millis(pause)).await;
+            tokio::task::yield_now().await;
+            let rested = handler.0.lock().unwrap().as_ref().is_some_and(|shared| shared.rests());
+            assert_eq!(rested, pause > 1000, "after {pause} ms");
+            // In two pieces: waking is not all of it.
+            ours.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+            tokio::task::yield_now().await;
+            ours.write_all(b"st: x\r\n\r\n").await.unwrap();
+            let length = ours.read(&mut answer).await.unwrap();
+            assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK\r\n"), "after {pause} ms");
+        }
+        advance(Duration::from_secs(21)).await;
+        assert_eq!(ours.read(&mut answer).await.unwrap(), 0);
+        tasks.close();
+        tasks.wait().await;
+    }
 }

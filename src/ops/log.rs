@@ -3,6 +3,7 @@
 //! Lines go through a bounded buffer that a thread of its own writes out, so that a standard output that blocks
 //! or is closed never holds up the service. What does not fit is counted and said when there is room again.
 
+mod json;
 mod sink;
 
 use std::fmt;
@@ -75,9 +76,7 @@ pub fn subscriber(
         .with_target(false)
         .with_writer(move || sink.clone());
     let lines = match settings.format {
-        Format::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed()
-        }
+        Format::Json => lines.event_format(json::Json).boxed(),
         Format::Text => lines.boxed(),
     };
     (registry().with(filter).with(lines), control)

@@ -1,42 +1,20 @@
-//! Opens connections to an upstream: name, TCP or unix socket, TLS, HTTP.
+//! Opens connections to an upstream: name, TCP or unix socket, TLS.
 
-use std::{
-    io,
-    net::SocketAddr,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{
-    Request, Response,
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-};
-use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
-    task::AbortHandle,
     time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
 
 use super::{
     Failure, SendError,
+    connection::Connection,
     target::{Address, Target},
 };
 use crate::tls::{self, Authorities, Identity};
-
-/// The longest head of an answer, in bytes.
-const MAX_ANSWER_HEAD: usize = 64 << 10;
 
 /// Whom to trust, and who hookgate is, for `https` upstreams.
 #[derive(Clone)]
@@ -80,7 +58,7 @@ impl Connector {
             Address::Unix(path) => {
                 let socket =
                     UnixStream::connect(path).await.map_err(|error| SendError::unreachable(&error))?;
-                Connection::open(socket).await
+                Ok(Connection::new(socket))
             }
             Address::Tcp { host, port, tls } => {
                 let socket =
@@ -91,10 +69,10 @@ impl Connector {
                             .map_err(|error| SendError::unreachable(&error))?;
                         let socket =
                             connector.connect(name, socket).await.map_err(|error| SendError::tls(&error))?;
-                        Connection::open(socket).await
+                        Ok(Connection::new(socket))
                     }
                     None if *tls => Err(SendError::new(Failure::Unreachable, "TLS is not set up")),
-                    _ => Connection::open(socket).await,
+                    _ => Ok(Connection::new(socket)),
                 }
             }
         }
@@ -136,109 +114,6 @@ async fn first_that_answers(addresses: &[SocketAddr], deadline: Instant) -> io::
         }
     }
     Err(last)
-}
-
-/// A connection on which one request at a time can be sent. Closed on drop.
-#[derive(Debug)]
-pub(super) struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    answered: Arc<AtomicBool>,
-    driver: AbortHandle,
-    opened: Instant,
-}
-
-impl Connection {
-    async fn open<S>(socket: S) -> Result<Self, SendError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let answered = Arc::new(AtomicBool::new(false));
-        let socket = Watched { socket, answered: Arc::clone(&answered) };
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(MAX_ANSWER_HEAD)
-            .max_buf_size(MAX_ANSWER_HEAD)
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(|error| SendError::unreachable(&error))?;
-        // Owned by this connection: aborted when it is dropped.
-        #[expect(clippy::disallowed_methods, reason = "the connection owns the task by its abort handle")]
-        let driver = tokio::spawn(connection).abort_handle();
-        Ok(Self { sender, answered, driver, opened: Instant::now() })
-    }
-
-    /// Sends a request and waits for the head of its answer.
-    pub(super) async fn send(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        self.answered.store(false, Relaxed);
-        self.sender.ready().await?;
-        self.sender.send_request(request).await
-    }
-
-    /// Whether anything came from the upstream since the last request was sent.
-    pub(super) fn has_answered(&self) -> bool {
-        self.answered.load(Relaxed)
-    }
-
-    /// How long ago it was opened.
-    pub(super) fn age(&self) -> Duration {
-        self.opened.elapsed()
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.driver.abort();
-    }
-}
-
-/// Notes when something came from the upstream.
-struct Watched<S> {
-    socket: S,
-    answered: Arc<AtomicBool>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.answered.store(true, Relaxed);
-        }
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]

@@ -221,6 +221,49 @@ fn what_the_body_shows_is_answered_on_a_connection_that_goes_on() {
     connection.answer().assert_forwarded(200);
 }
 
+/// Without a signature nothing of the body is looked at; where it has come already it is passed over.
+#[test]
+fn without_a_signature_a_connection_goes_on_if_all_of_the_request_and_nothing_else_has_come() {
+    let (upstream, setup) = in_front();
+    let hookgate = setup.start();
+    let refused = |delivery: &Delivery, label| {
+        let mut connection = hookgate.connect();
+        connection.send(&delivery.bytes());
+        connection.answer().assert_refused(401, label);
+        connection
+    };
+    let unsigned = Delivery::good().unsigned();
+    for (delivery, label) in
+        [(unsigned.clone(), "missing_signature"), (Delivery::good().signature("x"), "bad_signature")]
+    {
+        let mut connection = refused(&delivery, label);
+        connection.send(&delivery.bytes());
+        connection.answer().assert_refused(401, label);
+        connection.send(&Delivery::good().bytes());
+        connection.answer().assert_forwarded(200);
+    }
+    assert_eq!(upstream.requests().len(), 2);
+
+    let good = Delivery::good().bytes();
+    let whole = unsigned.bytes();
+    let behind = |more: &[u8]| [&whole, more].concat();
+    for (what, bytes) in [
+        ("another request", behind(&good)),
+        ("its beginning", behind(b"P")),
+        ("not all of the body", whole[..whole.len() - 1].to_vec()),
+        ("chunks", unsigned.clone().chunked(&[100]).bytes()),
+        ("HTTP/1.0", unsigned.clone().http_1_0().bytes()),
+        ("more than is passed over", Delivery::good_with(&"x".repeat(17 << 10)).unsigned().bytes()),
+    ] {
+        println!("{what}");
+        let mut connection = hookgate.connect();
+        connection.send(&bytes);
+        assert!(matches!(connection.answer().status, 401 | 413));
+        connection.assert_closed();
+    }
+    assert_eq!(upstream.requests().len(), 2);
+}
+
 #[test]
 fn payloads_must_be_plain_utf8_without_repeated_keys() {
     let (upstream, setup) = in_front();

@@ -56,6 +56,8 @@ fn deliveries_come_in_over_tls_1_2_and_1_3() {
                 deliver(&mut connection, &Delivery::good()).assert_forwarded(200);
             }
             deliver(&mut connection, &Delivery::good().unsigned()).assert_refused(401, "missing_signature");
+            deliver(&mut connection, &Delivery::good().method("PUT"))
+                .assert_refused(405, "method_not_allowed");
             connection.assert_closed();
         }
     }
