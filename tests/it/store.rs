@@ -130,6 +130,12 @@ impl Disk {
 
     fn unmount(&self) {
         done(Command::new("umount").arg(self.at()));
+        // The device lets go of the file somewhat later.
+        eventually("the file is free", || {
+            let devices =
+                Command::new("losetup").arg("-j").arg(self.0.path().join("image")).output().unwrap();
+            (devices.status.success() && devices.stdout.is_empty()).then_some(())
+        });
     }
 }
 
