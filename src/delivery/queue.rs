@@ -11,6 +11,8 @@
 //! The queue knows neither HTTP nor the configuration, and decides nothing about upstreams: when to retry and when to give
 //! up is said by the worker.
 
+pub mod nats;
+
 use std::{
     fmt,
     pin::Pin,
