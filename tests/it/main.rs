@@ -11,6 +11,8 @@ mod cli;
 #[cfg(test)]
 mod duplicates;
 #[cfg(test)]
+mod engines;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod filters;

@@ -1,0 +1,4 @@
+//! The contract of `Queue`, held by every engine alike, and what only one of them promises.
+
+mod contract;
+mod nats;
