@@ -13,7 +13,7 @@ use tracing::{error, warn};
 use super::{BuildError, runtime};
 use crate::{
     delivery::{
-        queue::{Queue, Recipient, Retention, Store, sqlite::Sqlite},
+        queue::{Queue, Recipient, Retention, Store, nats::Nats, sqlite::Sqlite},
         worker::{Recipients, Worker},
     },
     ingress::route::Routes,
@@ -37,8 +37,10 @@ pub(super) fn open(
                 .map_err(|error| BuildError::Queue(error.to_string()))?;
             Ok(Arc::new(queue))
         }
-        Store::Nats { .. } => {
-            Err(BuildError::Queue("the store `nats` is not built yet: write store = \"sqlite\"".into()))
+        Store::Nats(settings) => {
+            let queue = Nats::start(settings, retention, window)
+                .map_err(|error| BuildError::Queue(format!("the queue on NATS: {error}")))?;
+            Ok(Arc::new(queue))
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         backoff::Backoff,
         dedupe,
         destination::{self, Destination},
-        queue::{Policy, Retention, Store},
+        queue::{Policy, Retention, Store, nats},
         worker::{self, Recipients},
     },
     ingress::{
@@ -282,23 +282,15 @@ fn changed_of_queue(old: Option<&config::Queue>, new: Option<&config::Queue>) ->
     ];
     match (&old.store, &new.store) {
         (Store::Sqlite { path: old }, Store::Sqlite { path }) => keys.push(("queue.path", path != old)),
-        (
-            Store::Nats {
-                url: old_url,
-                stream: old_stream,
-                credentials: old_file,
-                ca: old_ca,
-                replicas: old,
-            },
-            Store::Nats { url, stream, credentials, ca, replicas },
-        ) => keys.extend([
-            ("queue.url", url != old_url),
-            ("queue.stream", stream != old_stream),
-            ("queue.credentials", credentials != old_file),
-            ("queue.ca", ca != old_ca),
-            ("queue.replicas", replicas != old),
-        ]),
-        (Store::Sqlite { .. } | Store::Nats { .. }, _) => keys.push(("queue.store", true)),
+        (Store::Nats(old), Store::Nats(nats::Settings { url, stream, credentials, ca, replicas })) => keys
+            .extend([
+                ("queue.url", *url != old.url),
+                ("queue.stream", *stream != old.stream),
+                ("queue.credentials", *credentials != old.credentials),
+                ("queue.ca", *ca != old.ca),
+                ("queue.replicas", *replicas != old.replicas),
+            ]),
+        (Store::Sqlite { .. } | Store::Nats(_), _) => keys.push(("queue.store", true)),
     }
     keys
 }

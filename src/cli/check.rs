@@ -15,7 +15,10 @@ use crate::{
     config::{
         Config, Destination, IdentityFiles, Origin, Queue, Webhook, show_duration, show_instant, show_size,
     },
-    delivery::{destination, queue::Store},
+    delivery::{
+        destination,
+        queue::{Store, nats},
+    },
     ops::log,
     webhook::{
         event::{EVENTS, Kind},
@@ -120,7 +123,7 @@ fn describe_queue(f: &mut Formatter<'_>, queue: &Queue) -> fmt::Result {
         Store::Sqlite { path } => {
             line(f, 0, "queue", format_args!("in the file {}, for this service alone", path.display()))?;
         }
-        Store::Nats { url, stream, credentials, ca, replicas } => {
+        Store::Nats(nats::Settings { url, stream, credentials, ca, replicas }) => {
             line(
                 f,
                 0,

@@ -24,7 +24,8 @@ use super::{Ended, Failure, block_on, input::ConfigArgs, output::Out};
 use crate::{
     config::{QueueView, show_duration},
     delivery::queue::{
-        Answer, Queue, Recipient, Store,
+        Answer, Health, Queue, Recipient, Store,
+        nats::{self, Nats},
         sqlite::{OpenError, Sqlite},
     },
 };
@@ -108,6 +109,7 @@ impl StoreArgs {
     fn with<T>(&self, work: impl AsyncFnOnce(&Log) -> Result<T, Failure>) -> Result<T, Failure> {
         block_on(async {
             let log = self.open()?;
+            ready(&*log.queue).await?;
             let done = work(&log).await;
             // What was done is committed: an end that does not come about takes nothing back.
             drop(timeout(Duration::from_secs(1), log.queue.close()).await);
@@ -135,7 +137,7 @@ impl StoreArgs {
 fn open(store: &Store) -> Result<Box<dyn Queue>, Failure> {
     match store {
         Store::Sqlite { path } => sqlite(path),
-        Store::Nats { .. } => Err(Failure::Usage("the store `nats` is not built yet".into())),
+        Store::Nats(settings) => nats(settings),
     }
 }
 
@@ -154,6 +156,28 @@ fn sqlite(path: &Path) -> Result<Box<dyn Queue>, Failure> {
         Ok(queue) => Ok(Box::new(queue)),
         Err(error @ OpenError::Foreign { .. }) => Err(Failure::Usage(error.to_string())),
         Err(error) => Err(Failure::Failed(error.to_string())),
+    }
+}
+
+/// A file is ready at once; a server has to be reached first.
+async fn ready(queue: &dyn Queue) -> Result<(), Failure> {
+    let mut health = queue.health();
+    let reached = timeout(REACH, health.wait_for(|health| *health == Health::Ready)).await.is_ok();
+    match &*queue.health().borrow() {
+        Health::NotReady(why) if !reached => {
+            Err(Failure::Failed(format!("the queue is not there after {}: {why}", show_duration(REACH))))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How long a server may take to be reached.
+const REACH: Duration = Duration::from_secs(10);
+
+fn nats(settings: &nats::Settings) -> Result<Box<dyn Queue>, Failure> {
+    match Nats::start_beside(settings) {
+        Ok(queue) => Ok(Box::new(queue)),
+        Err(error) => Err(Failure::Usage(format!("the queue on NATS: {error}"))),
     }
 }
 

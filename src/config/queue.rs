@@ -15,7 +15,7 @@ use super::{
 };
 use crate::delivery::{
     backoff::Backoff,
-    queue::{Retention, Store},
+    queue::{Retention, Store, nats},
     worker,
 };
 
@@ -48,7 +48,7 @@ pub(super) fn queue(mut table: Table<'_>) -> Queue {
     });
     let store = match store {
         Engine::Sqlite => sqlite(&mut table),
-        Engine::Nats => nats(&mut table),
+        Engine::Nats => nats_store(&mut table),
     };
     let settings = Queue {
         store,
@@ -95,7 +95,7 @@ fn sqlite(table: &mut Table<'_>) -> Store {
     }
 }
 
-fn nats(table: &mut Table<'_>) -> Store {
+fn nats_store(table: &mut Table<'_>) -> Store {
     table.refuse("path", "is for store = \"sqlite\" only: remove it, or write store = \"sqlite\"");
     let url = table
         .require("url", "write url = \"nats://HOST:4222\", or \"tls://HOST:4222\" for TLS")
@@ -104,13 +104,7 @@ fn nats(table: &mut Table<'_>) -> Store {
     let credentials = table.take("credentials").and_then(credentials);
     let ca = table.take("ca").and_then(|item| authorities(&item)).map(|(path, _)| path);
     let replicas = table.read("replicas", 1, |item| item.count(1..=5));
-    Store::Nats {
-        url: url.unwrap_or_default(),
-        stream,
-        credentials,
-        ca,
-        replicas: u8::try_from(replicas).unwrap_or(1),
-    }
+    Store::Nats(nats::Settings { url: url.unwrap_or_default(), stream, credentials, ca, replicas })
 }
 
 /// `nats://HOST:PORT` or `tls://HOST:PORT`, several with commas between them. The text is not repeated: it can have a

@@ -16,7 +16,7 @@ use super::*;
 use crate::{
     delivery::{
         backoff::Backoff,
-        queue::{Policy, Retention, Store},
+        queue::{Policy, Retention, Store, nats},
         worker,
     },
     webhook::{
@@ -429,13 +429,13 @@ fn every_key_of_the_queue_is_read() {
 
     let config = read("nats.toml");
     let files = Path::new(FOLDER).join("files");
-    let store = Store::Nats {
+    let store = Store::Nats(nats::Settings {
         url: "tls://nats.example:4222".into(),
         stream: "ESC".into(),
         credentials: Some(files.join("nats.creds")),
         ca: Some(files.join("ca.pem")),
         replicas: 3,
-    };
+    });
     assert_eq!(config.queue, Some(Queue { store, ..Queue::default() }));
     assert!(config.files.contains(&files.join("nats.creds")));
     assert_eq!(parse(&with("[queue]")).unwrap().queue, Some(Queue::default()));

@@ -11,6 +11,7 @@
 //! The queue knows neither HTTP nor the configuration, and decides nothing about upstreams: when to retry and when to give
 //! up is said by the worker.
 
+pub mod nats;
 pub mod sqlite;
 
 use std::{
@@ -320,7 +321,7 @@ pub enum QueueError {
     Unavailable(String),
 }
 
-/// What an engine does. Contracts are held by `tests/it/queue`, for each engine alike.
+/// What an engine does. Contracts are held by `tests/it/engines/contract.rs`, for each engine alike.
 pub trait Queue: fmt::Debug + Send + Sync {
     /// Commits a delivery with a job for each of its destinations, all or none.
     ///
@@ -438,18 +439,7 @@ pub enum Store {
         path: PathBuf,
     },
     /// In NATS JetStream, for any number of running services.
-    Nats {
-        /// `nats://HOST:PORT` or `tls://HOST:PORT`, without credentials; several with commas between them.
-        url: String,
-        /// The name of the stream.
-        stream: String,
-        /// The file with the credentials.
-        credentials: Option<PathBuf>,
-        /// The authorities to trust instead of the platform's.
-        ca: Option<PathBuf>,
-        /// How many servers keep each message.
-        replicas: u8,
-    },
+    Nats(nats::Settings),
 }
 
 impl Store {
@@ -458,7 +448,7 @@ impl Store {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Sqlite { .. } => "sqlite",
-            Self::Nats { .. } => "nats",
+            Self::Nats(_) => "nats",
         }
     }
 }

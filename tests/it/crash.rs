@@ -169,8 +169,7 @@ fn survive_steps(queue: &str, steps: &[&str]) {
                 Some(202) => promised.push(id),
                 Some(status) => panic!("{status}"),
                 None => {
-                    hookgate.come_back();
-                    kills += 1;
+                    kills += hookgate.come_back_at_last();
                 }
             }
         }
@@ -185,8 +184,7 @@ fn survive_steps(queue: &str, steps: &[&str]) {
                     .then_some(false)
                     .or(hookgate.has_ended().then_some(true))
             }) {
-                hookgate.come_back();
-                kills += 1;
+                kills += hookgate.come_back_at_last();
             }
         }
         println!("{step}:");

@@ -15,6 +15,8 @@ mod deliveries;
 #[cfg(test)]
 mod duplicates;
 #[cfg(test)]
+mod engines;
+#[cfg(test)]
 mod faults;
 #[cfg(test)]
 mod filters;

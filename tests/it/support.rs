@@ -4,6 +4,7 @@
 
 mod client;
 mod hookgate;
+mod nats;
 mod peer;
 mod samples;
 pub(crate) mod tls;
@@ -25,6 +26,7 @@ use sha2::Sha256;
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
     hookgate::{Hookgate, Setup, Webhook, program, run},
+    nats::NatsServer,
     peer::Peer,
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
     upstream::{Reply, Request, Upstream},

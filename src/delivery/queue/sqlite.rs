@@ -272,8 +272,11 @@ impl Sqlite {
                 return Ok(leases);
             }
             let pause = next_due.map_or(LOOK, |due| due.min(LOOK));
-            // Whichever it is: look again. The bells are not dropped while the engine is there.
-            drop(timeout(pause, bell.changed()).await);
+            tokio::select! {
+                () = self.commands.closed() => return Err(ended()),
+                // Whichever it is: look again. The bells are not dropped while the engine is there.
+                _ = timeout(pause, bell.changed()) => {}
+            }
         }
     }
 

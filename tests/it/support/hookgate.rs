@@ -270,10 +270,30 @@ impl Hookgate {
     #[track_caller]
     pub(crate) fn come_back(&mut self) -> ExitStatus {
         let ended = self.wait_exit();
-        (self.child, self.log, self.errors) = launch(&self.setup, &self.config);
+        self.launch_again();
         self.webhook = self.listening("webhook");
         self.ops = self.listening("ops");
         ended
+    }
+
+    /// The same for one that may end again before it listens; how often it was started.
+    #[track_caller]
+    pub(crate) fn come_back_at_last(&mut self) -> usize {
+        for starts in 1..100 {
+            self.wait_exit();
+            self.launch_again();
+            let of =
+                |listener| self.log.wait(|lines| lines.iter().find_map(|line| address_in(line, listener)));
+            if let (Some(webhook), Some(ops)) = (of("webhook"), of("ops")) {
+                (self.webhook, self.ops) = (webhook, ops);
+                return starts;
+            }
+        }
+        panic!("it never lives long enough to listen\n{}", self.everything());
+    }
+
+    fn launch_again(&mut self) {
+        (self.child, self.log, self.errors) = launch(&self.setup, &self.config);
     }
 
     /// Whether it has ended by itself.

@@ -28,7 +28,8 @@ use super::{
     schema, unavailable,
 };
 use crate::delivery::queue::{
-    Attempt, Delivery, Depth, Enqueued, Filter, Health, Policy, QueueError, Recipient, State, Verdict,
+    Attempt, Delivery, Depth, Enqueued, Filter, Health, MAX_ANSWER, Policy, QueueError, Recipient, State,
+    Verdict,
 };
 
 /// Commands of one transaction.
@@ -733,7 +734,7 @@ impl Work<'_> {
                 i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
                 status,
                 error,
-                &answer[..],
+                answer.get(..MAX_ANSWER).unwrap_or(answer),
             ])
             .map(drop)
     }

@@ -1,0 +1,493 @@
+//! The queue on NATS JetStream: for several replicas that share one.
+//!
+//! Two streams. `NAME` holds deliveries: a message each, with the names of all its destinations, so that one publish
+//! commits the whole fan-out. `NAME_JOBS` holds a record for each job that has one: where it stands, and its attempts. A job
+//! without a record waits. What is in the streams is all there is; replicas and commands keep nothing of their own.
+//!
+//! - The subject of a delivery ends in a digest of its ID, and it is published on the condition that the subject's last
+//!   message is still the one that was looked at. So of two copies that come to two replicas at once, one is stored.
+//! - Every recipient has a durable consumer, which says who has a job at the moment. What becomes of the job is decided by
+//!   its record alone, which is written before the consumer is told: a message that comes again finds that all is done.
+//! - Records are written on the condition that nobody else wrote meanwhile, too.
+//! - To deliver a finished job once more, a message without a body is published that calls it back. It counts how
+//!   often that was done, so that an old call is known as such.
+//!
+//! [`wire`] is what is written, [`store`] reads and writes, [`feed`] brings jobs and [`hold`] takes their verdicts, [`browse`]
+//! is the log, [`sweep`] forgets what is old.
+
+mod browse;
+mod enqueue;
+mod feed;
+mod hold;
+mod store;
+mod sweep;
+mod wire;
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_nats::{ConnectOptions, Event, ServerAddr};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{Instant, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    feed::Feed,
+    hold::Held,
+    store::{Shape, Store, disconnected},
+    wire::Names,
+};
+use super::{
+    Answer, Delivery, Details, Enqueued, Filter, Health, JobId, Lease, Policy, Queue, QueueError, Recipient,
+    Record, Retention, Stock,
+};
+
+/// Where the queue is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `nats://` or `tls://`, with user and password or a token where the server wants one; several servers of one cluster
+    /// with commas between them.
+    pub url: String,
+    /// The name of the stream, and the beginning of every subject.
+    pub stream: String,
+    /// A credentials file of NATS, or one with the seed of an nkey.
+    pub credentials: Option<PathBuf>,
+    /// The authority to trust instead of the platform's. With one, the connection is TLS.
+    pub ca: Option<PathBuf>,
+    /// On how many servers of a cluster everything is kept.
+    pub replicas: usize,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The URL may have a password in it.
+        f.debug_struct("Settings").field("stream", &self.stream).finish_non_exhaustive()
+    }
+}
+
+/// Why there is no queue. Nothing secret is in it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The URL is none of NATS.
+    #[error("the URL is none of a NATS server")]
+    Url,
+    /// The name would not do for a stream.
+    #[error("a stream's name has letters, digits, `_` and `-`, and not more than 100 of them")]
+    Stream,
+    /// The credentials file cannot be read.
+    #[error("the credentials file cannot be read: {0}")]
+    Unreadable(#[source] io::Error),
+    /// There are no credentials in the file.
+    #[error("there are neither credentials nor the seed of an nkey in the credentials file")]
+    Credentials,
+    /// There are no authorities in the file.
+    #[error("the file of authorities cannot be used: {0}")]
+    Authorities(#[source] io::Error),
+}
+
+/// A health check of the server.
+const CHECK: Duration = Duration::from_secs(2);
+/// Between two of them.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+/// For what is under way at the end.
+const CLOSING: Duration = Duration::from_secs(5);
+/// For how long the server itself knows IDs, at most. The subject's last message is known for ever.
+const SERVER_WINDOW: Duration = Duration::from_secs(120);
+
+/// The engine.
+#[derive(Debug)]
+pub struct Nats {
+    shared: Arc<Shared>,
+}
+
+/// What everybody in here needs.
+#[derive(Debug)]
+struct Shared {
+    store: OnceLock<Store>,
+    retention: Retention,
+    /// For how long a delivered one is a duplicate.
+    window: Duration,
+    health: watch::Sender<Health>,
+    connections: watch::Sender<Connections>,
+    /// The last enqueue found no room.
+    full: AtomicBool,
+    bytes: AtomicU64,
+    dead_dropped: AtomicU64,
+    /// Everything was swept once.
+    swept: AtomicBool,
+    /// Runs the service, and not a command beside it.
+    serves: bool,
+    /// Who makes room, and when there was none to make.
+    room: tokio::sync::Mutex<Option<Instant>>,
+    feeds: Mutex<HashMap<Recipient, Arc<Feed>>>,
+    /// Recipients that are known to have consumers.
+    known: Mutex<HashMap<Recipient, bool>>,
+    held: Held,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+/// What is known of connections.
+#[derive(Debug, Default)]
+struct Connections {
+    /// How many were made and lost.
+    changes: u64,
+    /// What the last try to make one ended in.
+    trouble: Option<String>,
+}
+
+impl Connections {
+    fn heard(&mut self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.changes = self.changes.wrapping_add(1);
+                self.trouble = None;
+            }
+            Event::Disconnected => self.changes = self.changes.wrapping_add(1),
+            // It names a server at most: the library's errors have no secrets in them.
+            Event::ClientError(error) => self.trouble = Some(error.to_string()),
+            Event::ServerError(error) => self.trouble = Some(error.to_string()),
+            _ => {}
+        }
+    }
+}
+
+impl Nats {
+    /// Starts the engine. It connects by itself, and again when the connection is lost: [`Queue::health`] says how it
+    /// stands. To be called in a runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]: settings that will never work.
+    pub fn start(settings: &Settings, retention: Retention, window: Duration) -> Result<Self, StartError> {
+        Self::connect(settings, retention, window, true)
+    }
+
+    /// The same for a command, beside services or without one: it leaves the streams as they are and forgets nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`].
+    pub fn start_beside(settings: &Settings) -> Result<Self, StartError> {
+        Self::connect(settings, Retention::default(), Duration::ZERO, false)
+    }
+
+    fn connect(
+        settings: &Settings,
+        retention: Retention,
+        window: Duration,
+        serves: bool,
+    ) -> Result<Self, StartError> {
+        let name = &settings.stream;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        if name.is_empty() || name.len() > 100 || !name.bytes().all(fits) {
+            return Err(StartError::Stream);
+        }
+        let (urls, users): (Vec<_>, Vec<_>) = settings.url.split(',').map(|url| split(url.trim())).unzip();
+        let servers = urls.iter().map(|url| url.parse::<ServerAddr>());
+        let servers: Vec<_> = servers.collect::<Result<_, _>>().or(Err(StartError::Url))?;
+        let (connections, _) = watch::channel(Connections::default());
+        let (health, _) = watch::channel(Health::NotReady("not connected to NATS yet".to_owned()));
+        let user = users.into_iter().flatten().next();
+        let options = options(settings, user, &connections)?;
+        let shared = Arc::new(Shared {
+            store: OnceLock::new(),
+            retention,
+            window,
+            health,
+            connections,
+            full: AtomicBool::new(false),
+            bytes: AtomicU64::new(0),
+            dead_dropped: AtomicU64::new(0),
+            swept: AtomicBool::new(false),
+            serves,
+            room: tokio::sync::Mutex::new(None),
+            feeds: Mutex::default(),
+            known: Mutex::default(),
+            held: Held::default(),
+            closing: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            runtime: Handle::current(),
+        });
+        let names = Names::new(name);
+        let shape = Shape {
+            replicas: settings.replicas.max(1),
+            max_bytes: retention.max_bytes,
+            window: if window.is_zero() {
+                SERVER_WINDOW
+            } else {
+                window.clamp(Duration::from_secs(1), SERVER_WINDOW)
+            },
+        };
+        let this = Arc::clone(&shared);
+        shared.spawn(async move { this.run(servers, options, names, shape).await });
+        Ok(Self { shared })
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        self.shared.closing.cancel();
+        lock(&self.shared.feeds).clear();
+    }
+}
+
+/// The user of a URL, and the URL without: it may be logged.
+fn split(url: &str) -> (String, Option<&str>) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    match rest.rsplit_once('@') {
+        Some((user, host)) => (format!("{scheme}://{host}"), Some(user)),
+        None => (format!("{scheme}://{rest}"), None),
+    }
+}
+
+fn options(
+    settings: &Settings,
+    user: Option<&str>,
+    connections: &watch::Sender<Connections>,
+) -> Result<ConnectOptions, StartError> {
+    const CONNECT: Duration = Duration::from_secs(3);
+    const PING: Duration = Duration::from_secs(4);
+    const MAX_DELAY: Duration = Duration::from_secs(1);
+
+    let mut options = ConnectOptions::new();
+    if let Some(path) = &settings.credentials {
+        options = credentials(path)?;
+    } else if let Some(user) = user {
+        // Without a password it is a token.
+        let known =
+            |part| wire::unescaped(part).and_then(|part| String::from_utf8(part).ok()).ok_or(StartError::Url);
+        options = match user.split_once(':') {
+            Some((user, password)) => options.user_and_password(known(user)?, known(password)?),
+            None => options.token(known(user)?),
+        };
+    }
+    if let Some(path) = &settings.ca {
+        let pem = std::fs::read(path).map_err(StartError::Authorities)?;
+        if let Err(error) = crate::tls::Authorities::parse(&pem) {
+            return Err(StartError::Authorities(io::Error::other(error)));
+        }
+        options = options.add_root_certificates(path.clone()).require_tls(true);
+    }
+    let connections = connections.clone();
+    Ok(options
+        .name("hookgate")
+        .retry_on_initial_connect()
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(store::REQUEST))
+        .ping_interval(PING)
+        .reconnect_delay_callback(|attempts| {
+            let attempts = u32::try_from(attempts.min(10)).unwrap_or(10);
+            (Duration::from_millis(20) * 2_u32.saturating_pow(attempts)).min(MAX_DELAY)
+        })
+        .event_callback(move |event| {
+            connections.send_modify(|known| known.heard(&event));
+            std::future::ready(())
+        }))
+}
+
+fn credentials(path: &Path) -> Result<ConnectOptions, StartError> {
+    let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(StartError::Unreadable)?);
+    if let Ok(options) = ConnectOptions::with_credentials(&text) {
+        return Ok(options);
+    }
+    let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
+    seed.map(|seed| ConnectOptions::with_nkey(seed.to_owned())).ok_or(StartError::Credentials)
+}
+
+impl Shared {
+    /// Connects, and looks after the store until the end.
+    async fn run(
+        self: Arc<Self>,
+        servers: Vec<ServerAddr>,
+        options: ConnectOptions,
+        names: Names,
+        shape: Shape,
+    ) {
+        let store = async {
+            let client = options.connect(servers).await.map_err(store::unavailable)?;
+            Store::new(client, names, shape.replicas).await
+        };
+        let store = match store.await {
+            Ok(store) => store,
+            Err(error) => {
+                tracing::error!(%error, "the queue cannot be used");
+                self.health.send_replace(Health::NotReady(error.to_string()));
+                return;
+            }
+        };
+        let store = self.store.get_or_init(|| store).clone();
+        let tasks: &[Task] = if self.serves { &[Task::Renew, Task::Sweep] } else { &[] };
+        for task in tasks.iter().copied() {
+            let this = Arc::clone(&self);
+            self.spawn(async move { this.look_after(task).await });
+        }
+        let mut connections = self.connections.subscribe();
+        let mut set_up = false;
+        while !self.closing.is_cancelled() {
+            connections.mark_unchanged();
+            let health = self.check(&store, shape, &mut set_up).await;
+            let failed = health != Health::Ready;
+            self.health.send_if_modified(|known| {
+                let changed = *known != health;
+                *known = health;
+                changed
+            });
+            let pause = if failed { CHECK_EVERY / 4 } else { CHECK_EVERY };
+            tokio::select! {
+                () = self.closing.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+                // The senders are in `self`.
+                _ = connections.changed() => {}
+            }
+        }
+    }
+
+    async fn check(&self, store: &Store, shape: Shape, set_up: &mut bool) -> Health {
+        if !store.is_connected() {
+            let trouble = self.connections.borrow().trouble.clone();
+            let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
+            return Health::NotReady(format!("there is no connection to NATS{trouble}"));
+        }
+        let looked = timeout(CHECK, async {
+            if !*set_up {
+                if self.serves {
+                    store.set_up(shape).await?;
+                }
+                *set_up = true;
+            }
+            store.bytes().await
+        });
+        match looked.await {
+            Ok(Ok(bytes)) => self.bytes.store(bytes, Ordering::Relaxed),
+            Ok(Err(error)) => {
+                // Perhaps a stream is gone.
+                *set_up = false;
+                lock(&self.known).clear();
+                return Health::NotReady(error.to_string());
+            }
+            Err(_) => return Health::NotReady("NATS does not answer in time".to_owned()),
+        }
+        if self.full.load(Ordering::Relaxed) && self.make_room(store).await.is_err() {
+            return Health::NotReady(QueueError::Full.to_string());
+        }
+        Health::Ready
+    }
+
+    async fn look_after(self: Arc<Self>, task: Task) {
+        let Ok(store) = self.store() else { return };
+        let every = match task {
+            Task::Renew => hold::RENEW,
+            Task::Sweep => {
+                let shortest = self.retention.retain.min(self.retention.dead_retain);
+                (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(60))
+            }
+        };
+        while self.closing.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+            match task {
+                Task::Renew => self.held.renew(store).await,
+                Task::Sweep if store.is_connected() => {
+                    if let Err(error) = self.sweep(store).await {
+                        tracing::debug!(%error, "old deliveries stay for now");
+                    }
+                }
+                Task::Sweep => {}
+            }
+        }
+    }
+
+    /// The store, if it was ever reached and the end has not come.
+    fn store(&self) -> Result<&Store, QueueError> {
+        if self.closing.is_cancelled() {
+            return Err(QueueError::Unavailable("the queue is closed".to_owned()));
+        }
+        self.store.get().ok_or_else(disconnected)
+    }
+
+    /// The store, if it can be used now.
+    fn ready(&self) -> Result<&Store, QueueError> {
+        let store = self.store()?;
+        if store.is_connected() { Ok(store) } else { Err(disconnected()) }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn_on(task, &self.runtime);
+    }
+
+    async fn close(&self) -> Result<(), QueueError> {
+        self.closing.cancel();
+        lock(&self.feeds).clear();
+        self.tasks.close();
+        let ended = timeout(CLOSING, async {
+            self.tasks.wait().await;
+            if let Some(store) = self.store.get().filter(|store| store.is_connected()) {
+                drop(store.client.flush().await);
+            }
+        });
+        match ended.await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(QueueError::Unavailable("NATS did not take everything in time".to_owned())),
+        }
+    }
+}
+
+/// What is done again and again.
+#[derive(Debug, Clone, Copy)]
+enum Task {
+    Renew,
+    Sweep,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Queue for Nats {
+    fn enqueue(&self, delivery: Delivery) -> Answer<'_, Enqueued> {
+        Box::pin(self.shared.enqueue(delivery))
+    }
+
+    fn lease<'a>(&'a self, recipient: &'a Recipient, policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
+        Box::pin(feed::lease(&self.shared, recipient, policy, max))
+    }
+
+    fn stock(&self) -> Answer<'_, Stock> {
+        Box::pin(async { self.shared.stock(self.shared.ready()?).await })
+    }
+
+    fn list<'a>(&'a self, filter: &'a Filter, max: usize) -> Answer<'a, Vec<Record>> {
+        Box::pin(async move { browse::list(self.shared.ready()?, filter, max).await })
+    }
+
+    fn show<'a>(&'a self, id: &'a JobId) -> Answer<'a, Option<Details>> {
+        Box::pin(async move { browse::show(self.shared.ready()?, id).await })
+    }
+
+    fn redeliver<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
+        Box::pin(async move { browse::redeliver(self.shared.ready()?, filter).await })
+    }
+
+    fn purge<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
+        Box::pin(async move { browse::purge(self.shared.ready()?, filter).await })
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    fn close(&self) -> Answer<'_, ()> {
+        Box::pin(self.shared.close())
+    }
+}

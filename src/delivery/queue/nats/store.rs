@@ -1,0 +1,473 @@
+//! The streams, as the engine reads and writes them. Every request has a deadline.
+
+use std::{error::Error, fmt, time::Duration};
+
+use async_nats::{
+    Client, HeaderMap,
+    connection::State,
+    jetstream::{
+        self, Context, ErrorCode,
+        consumer::{AckPolicy, DeliverPolicy, pull},
+        context::{PublishError, PublishErrorKind},
+        message::{AckKind, PublishMessage, StreamMessage},
+        stream::{self, DirectGetErrorKind, DiscardPolicy, RawMessageErrorKind, Stream},
+    },
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, future::join_all};
+
+use super::wire::{JobKey, JobRecord, Names, Stored};
+use crate::delivery::queue::QueueError;
+
+/// For one request to the server.
+pub(super) const REQUEST: Duration = Duration::from_secs(5);
+
+/// How many requests one operation has under way at a time.
+pub(super) const AT_ONCE: usize = 32;
+
+/// A connection, and what is stored behind it.
+#[derive(Clone)]
+pub(super) struct Store {
+    pub(super) client: Client,
+    pub(super) context: Context,
+    pub(super) names: Names,
+    /// What of several servers any may answer can be old. With one server there is nobody else to ask.
+    alone: bool,
+    deliveries: Stream<()>,
+    jobs: Stream<()>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+/// What the streams are to be like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) replicas: usize,
+    pub(super) max_bytes: u64,
+    /// For how long the server knows the IDs of messages.
+    pub(super) window: Duration,
+}
+
+/// Why a message was not stored.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// Another message came first.
+    Stale,
+    /// The stream has all the bytes it may have.
+    Full,
+    /// The server did not take it.
+    Failed(QueueError),
+}
+
+/// A message that was stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Written {
+    pub(super) sequence: u64,
+    /// The server had a message of this ID already. It is this one.
+    pub(super) duplicate: bool,
+}
+
+/// Which message of a stream.
+#[derive(Debug, Clone)]
+pub(super) enum Which {
+    At(u64),
+    Last(String),
+    /// The first one from here.
+    Next(String, u64),
+}
+
+impl Store {
+    pub(super) async fn new(client: Client, names: Names, replicas: usize) -> Result<Self, QueueError> {
+        let mut context = jetstream::new(client.clone());
+        context.set_timeout(REQUEST);
+        let deliveries = context.get_stream_no_info(&names.deliveries).await.map_err(unavailable)?;
+        let jobs = context.get_stream_no_info(&names.jobs).await.map_err(unavailable)?;
+        Ok(Self { client, context, names, alone: replicas <= 1, deliveries, jobs })
+    }
+
+    /// Whether there is a connection.
+    pub(super) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Creates the streams, or brings their limits up to date.
+    pub(super) async fn set_up(&self, shape: Shape) -> Result<(), QueueError> {
+        let deliveries = stream::Config {
+            name: self.names.deliveries.clone(),
+            description: Some("hookgate: deliveries".to_owned()),
+            subjects: vec![self.names.all_deliveries()],
+            max_bytes: i64::try_from(shape.max_bytes).unwrap_or(-1),
+            discard: DiscardPolicy::New,
+            duplicate_window: shape.window,
+            num_replicas: shape.replicas,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        let jobs = stream::Config {
+            name: self.names.jobs.clone(),
+            description: Some("hookgate: what became of deliveries".to_owned()),
+            subjects: self.names.all_jobs().to_vec(),
+            max_messages_per_subject: 1,
+            max_bytes: -1,
+            duplicate_window: shape.window,
+            num_replicas: shape.replicas,
+            allow_direct: true,
+            ..stream::Config::default()
+        };
+        for config in [deliveries, jobs] {
+            let Ok(found) = self.context.get_stream(&config.name).await else {
+                self.context.create_stream(&config).await.map_err(unavailable)?;
+                continue;
+            };
+            let found = &found.cached_info().config;
+            if found.subjects != config.subjects {
+                return Err(QueueError::Unavailable(format!("the stream {} is not hookgate's", config.name)));
+            }
+            // What else an operator has changed stays.
+            let wanted = stream::Config {
+                max_bytes: config.max_bytes,
+                num_replicas: config.num_replicas,
+                duplicate_window: config.duplicate_window,
+                allow_direct: true,
+                ..found.clone()
+            };
+            if *found != wanted {
+                self.context.update_stream(&wanted).await.map_err(unavailable)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the streams take, in bytes.
+    pub(super) async fn bytes(&self) -> Result<u64, QueueError> {
+        let (deliveries, jobs) = tokio::join!(self.deliveries.get_info(), self.jobs.get_info());
+        let (deliveries, jobs) = (deliveries.map_err(unavailable)?, jobs.map_err(unavailable)?);
+        Ok(deliveries.state.bytes.saturating_add(jobs.state.bytes))
+    }
+
+    /// The first and the last sequence of the deliveries.
+    pub(super) async fn range(&self) -> Result<(u64, u64), QueueError> {
+        let state = self.deliveries.get_info().await.map_err(unavailable)?.state;
+        Ok((state.first_sequence, state.last_sequence))
+    }
+
+    /// Stores a message. With `expected`, only if that is the last sequence of its subject, 0 for none.
+    pub(super) async fn publish(
+        &self,
+        subject: String,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+        id: Option<&str>,
+        expected: Option<u64>,
+    ) -> Result<Written, Refused> {
+        if !self.is_connected() {
+            return Err(Refused::Failed(disconnected()));
+        }
+        let mut message = PublishMessage::build().payload(payload);
+        if let Some(headers) = headers {
+            message = message.headers(headers);
+        }
+        if let Some(id) = id {
+            message = message.message_id(id);
+        }
+        if let Some(expected) = expected {
+            message = message.expected_last_subject_sequence(expected);
+        }
+        let ack = self.context.send_publish(subject, message).await.map_err(refused)?;
+        let ack = ack.await.map_err(refused)?;
+        Ok(Written { sequence: ack.sequence, duplicate: ack.duplicate })
+    }
+
+    async fn load(&self, stream: &Stream<()>, which: Which) -> Result<Option<StreamMessage>, QueueError> {
+        if !self.is_connected() {
+            return Err(disconnected());
+        }
+        if self.alone {
+            let get = match which {
+                Which::At(sequence) => stream.direct_get_builder().sequence(sequence),
+                Which::Last(subject) => stream.direct_get_builder().last_by_subject(subject),
+                Which::Next(subject, from) => {
+                    stream.direct_get_builder().sequence(from).next_by_subject(subject)
+                }
+            };
+            return match get.send().await {
+                Ok(message) => Ok(Some(message)),
+                Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+                Err(error) => Err(unavailable(error)),
+            };
+        }
+        let get = match which {
+            Which::At(sequence) => stream.raw_message_builder().sequence(sequence),
+            Which::Last(subject) => stream.raw_message_builder().last_by_subject(subject),
+            Which::Next(subject, from) => {
+                stream.raw_message_builder().sequence(from).next_by_subject(subject)
+            }
+        };
+        match get.send().await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// A message of the stream of deliveries.
+    pub(super) async fn message(&self, which: Which) -> Result<Option<StreamMessage>, QueueError> {
+        self.load(&self.deliveries, which).await
+    }
+
+    /// A delivery. `None`: it is gone, or the message is none.
+    pub(super) async fn delivery(&self, which: Which) -> Result<Option<Stored>, QueueError> {
+        Ok(self.message(which).await?.and_then(Stored::read))
+    }
+
+    /// A job's record, with its sequence.
+    pub(super) async fn record(
+        &self,
+        webhook: &str,
+        job: &JobKey,
+    ) -> Result<Option<(u64, JobRecord)>, QueueError> {
+        let subject = self.names.record(webhook, job);
+        let Some(message) = self.load(&self.jobs, Which::Last(subject)).await? else { return Ok(None) };
+        match serde_json::from_slice(&message.payload) {
+            Ok(record) => Ok(Some((message.sequence, record))),
+            Err(error) => {
+                Err(QueueError::Unavailable(format!("the record of job {} is none: {error}", job.id())))
+            }
+        }
+    }
+
+    /// The records of all jobs of a delivery, in the order of its destinations.
+    pub(super) async fn records(
+        &self,
+        delivery: &Stored,
+    ) -> Result<Vec<(JobKey, Option<(u64, JobRecord)>)>, QueueError> {
+        let jobs = delivery.meta.destinations.iter().map(|destination| async {
+            let job = delivery.job(destination);
+            let record = self.record(&delivery.meta.webhook, &job).await?;
+            Ok((job, record))
+        });
+        join_all(jobs).await.into_iter().collect()
+    }
+
+    /// Writes a job's record in the place of that at `sequence`, 0 for none.
+    pub(super) async fn write(
+        &self,
+        webhook: &str,
+        job: &JobKey,
+        sequence: u64,
+        record: &JobRecord,
+    ) -> Result<u64, Refused> {
+        let subject = self.names.record(webhook, job);
+        let written = self.publish(subject, None, record.payload(), None, Some(sequence)).await?;
+        Ok(written.sequence)
+    }
+
+    /// Marks a job as dead, or takes the mark away.
+    pub(super) async fn mark(&self, webhook: &str, job: &JobKey, dead: bool) -> Result<(), QueueError> {
+        let subject = self.names.mark(webhook, job);
+        if dead {
+            return match self.publish(subject, None, Bytes::new(), None, None).await {
+                Ok(_) => Ok(()),
+                Err(Refused::Failed(error)) => Err(error),
+                Err(Refused::Full | Refused::Stale) => Err(QueueError::Full),
+            };
+        }
+        self.jobs.purge().filter(subject).await.map(drop).map_err(unavailable)
+    }
+
+    /// The jobs that are marked as dead.
+    pub(super) async fn marked(&self) -> Result<Vec<(String, JobKey)>, QueueError> {
+        let info = self.jobs.info_builder().subjects(self.names.all_marks()).fetch();
+        let mut subjects = info.await.map_err(unavailable)?;
+        let mut marked = Vec::new();
+        while let Some(subject) = subjects.next().await {
+            let (subject, _) = subject.map_err(unavailable)?;
+            marked.extend(self.names.read_job(&subject));
+        }
+        Ok(marked)
+    }
+
+    /// Deletes a delivery's message. It may be gone already.
+    pub(super) async fn delete_delivery(&self, sequence: u64) -> Result<(), QueueError> {
+        delete(&self.deliveries, sequence).await.map(drop)
+    }
+
+    /// Deletes a job's record. False: it is gone already.
+    pub(super) async fn delete_record(&self, sequence: u64) -> Result<bool, QueueError> {
+        delete(&self.jobs, sequence).await
+    }
+
+    /// Tells the server what became of a message that it brought. It does not answer.
+    pub(super) async fn reply(&self, to: &str, kind: AckKind) {
+        if self.is_connected() {
+            // Without a connection the server brings the message again.
+            drop(self.client.publish(to.to_owned(), kind.into()).await);
+        }
+    }
+
+    /// Everything that is in the stream of deliveries from `from` on under these subjects, without bodies.
+    pub(super) async fn scan_deliveries(&self, filter: String, from: u64) -> Result<Scan, QueueError> {
+        Scan::new(&self.deliveries, filter, from, true).await
+    }
+
+    /// The records of all jobs, those that were written longest ago first.
+    pub(super) async fn scan_records(&self) -> Result<Scan, QueueError> {
+        Scan::new(&self.jobs, format!("{}.j.>", self.names.deliveries), 1, false).await
+    }
+
+    /// The consumers of the deliveries.
+    pub(super) async fn consumers(&self) -> Result<Vec<jetstream::consumer::Info>, QueueError> {
+        let mut found = self.deliveries.consumers();
+        let mut consumers = Vec::new();
+        while let Some(consumer) = found.next().await {
+            consumers.push(consumer.map_err(unavailable)?);
+        }
+        Ok(consumers)
+    }
+
+    /// Creates a consumer of the deliveries, or finds it.
+    pub(super) async fn consumer(
+        &self,
+        config: pull::Config,
+    ) -> Result<jetstream::consumer::PullConsumer, QueueError> {
+        self.deliveries.create_consumer(config).await.map_err(unavailable)
+    }
+
+    /// Deletes a consumer. It may be gone already.
+    pub(super) async fn delete_consumer(&self, name: &str) {
+        drop(self.deliveries.delete_consumer(name).await);
+    }
+}
+
+async fn delete(stream: &Stream<()>, sequence: u64) -> Result<bool, QueueError> {
+    match stream.delete_message(sequence).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            stream::DeleteMessageErrorKind::JetStream(error)
+                if [
+                    ErrorCode::SEQUENCE_NOT_FOUND,
+                    ErrorCode::NO_MESSAGE_FOUND,
+                    ErrorCode::STREAM_MESSAGE_DELETE_FAILED,
+                ]
+                .contains(&error.error_code()) =>
+            {
+                Ok(false)
+            }
+            _ => Err(unavailable(error)),
+        },
+    }
+}
+
+/// Reads a stream from one end to what is the other end at the start.
+pub(super) struct Scan {
+    consumer: jetstream::consumer::PullConsumer,
+    stream: Stream<()>,
+    left: u64,
+    batch: std::vec::IntoIter<jetstream::Message>,
+}
+
+impl Scan {
+    const BATCH: u64 = 256;
+
+    async fn new(
+        stream: &Stream<()>,
+        filter: String,
+        from: u64,
+        headers_only: bool,
+    ) -> Result<Self, QueueError> {
+        let config = pull::Config {
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from.max(1) },
+            ack_policy: AckPolicy::None,
+            filter_subject: filter,
+            headers_only,
+            inactive_threshold: 2 * REQUEST,
+            memory_storage: true,
+            num_replicas: 1,
+            ..pull::Config::default()
+        };
+        let consumer = stream.create_consumer(config).await.map_err(unavailable)?;
+        let left = consumer.cached_info().num_pending;
+        Ok(Self { consumer, stream: stream.clone(), left, batch: Vec::new().into_iter() })
+    }
+
+    /// How many messages there are yet.
+    pub(super) fn left(&self) -> u64 {
+        self.left.saturating_add(u64::try_from(self.batch.len()).unwrap_or(0))
+    }
+
+    /// The next message with its sequence.
+    pub(super) async fn next(&mut self) -> Result<Option<(u64, jetstream::Message)>, QueueError> {
+        loop {
+            if let Some(message) = self.batch.next() {
+                let sequence = message.info().map_err(|error| QueueError::Unavailable(error.to_string()))?;
+                let sequence = sequence.stream_sequence;
+                return Ok(Some((sequence, message)));
+            }
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let wanted = self.left.min(Self::BATCH);
+            let fetch =
+                self.consumer.fetch().max_messages(usize::try_from(wanted).unwrap_or(1)).expires(REQUEST);
+            let mut messages = fetch.messages().await.map_err(unavailable)?;
+            let mut batch = Vec::new();
+            while let Some(message) = messages.next().await {
+                batch.push(message.map_err(|error| QueueError::Unavailable(error.to_string()))?);
+            }
+            // Fewer than there were: some were deleted meanwhile.
+            self.left = if batch.is_empty() { 0 } else { self.left.saturating_sub(wanted) };
+            self.batch = batch.into_iter();
+        }
+    }
+
+    /// Gives the server's part of it back.
+    pub(super) async fn end(self) {
+        drop(self.stream.delete_consumer(&self.consumer.cached_info().name).await);
+    }
+}
+
+/// The store does not work, for this reason.
+pub(super) fn unavailable(error: impl Error) -> QueueError {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    QueueError::Unavailable(text)
+}
+
+/// There is no connection.
+pub(super) fn disconnected() -> QueueError {
+    QueueError::Unavailable("there is no connection to NATS".to_owned())
+}
+
+fn refused(error: PublishError) -> Refused {
+    if error.kind() == PublishErrorKind::WrongLastSequence {
+        return Refused::Stale;
+    }
+    let told = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    if told.is_some_and(|told| {
+        told.error_code() == ErrorCode::STREAM_STORE_FAILED && told.to_string().contains("maximum")
+    }) {
+        return Refused::Full;
+    }
+    Refused::Failed(unavailable(error))
+}
+
+impl From<Refused> for QueueError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Stale => Self::Unavailable("others keep changing the same".to_owned()),
+            Refused::Full => Self::Full,
+            Refused::Failed(error) => error,
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! The contract of `Queue`, held by every engine alike, and what only one of them promises.
+
+mod contract;
+mod nats;
+mod sqlite;
