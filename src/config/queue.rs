@@ -172,11 +172,7 @@ fn credentials(item: Item<'_>) -> Option<PathBuf> {
     item.context.name_file(path);
     warn_of_writers(&item, path);
     match read_bounded(path, MAX_CREDENTIALS) {
-        Ok(content)
-            if str::from_utf8(&content).is_ok_and(|text| text.contains("-----BEGIN NATS USER JWT")) =>
-        {
-            return Some(path.to_owned());
-        }
+        Ok(content) if str::from_utf8(&content).is_ok_and(holds_credentials) => return Some(path.to_owned()),
         Ok(_) => item.mistake(format_args!(
             "{} holds no credentials of NATS: put there what `nsc generate creds` writes",
             path.display()

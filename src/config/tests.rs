@@ -443,6 +443,27 @@ fn every_key_of_the_queue_is_read() {
 }
 
 #[test]
+fn credentials_of_nats_are_those_of_a_user_or_a_seed() {
+    let folder = Folder::new("nats");
+    for (content, mistakes_in_it) in [
+        ("-----BEGIN NATS USER JWT-----\nx\n------END NATS USER JWT------\n", 0),
+        ("SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY\n", 0),
+        ("", 1),
+        ("hidden", 1),
+    ] {
+        let path = folder.write("creds", content.as_bytes(), 0o600);
+        for written in [format!("{path:?}"), format!("{{ file = {path:?} }}")] {
+            let queue = format!("[queue]\nstore = \"nats\"\nurl = \"nats://a\"\ncredentials = {written}");
+            let found = mistakes(&with(&queue));
+            assert_eq!(found.len(), mistakes_in_it, "{content}: {found:?}");
+            assert!(!found.iter().any(|text| text.contains("hidden")), "{found:?}");
+        }
+    }
+    let nowhere = "[queue]\nstore = \"nats\"\nurl = \"nats://a\"\ncredentials = \"/nowhere/creds\"";
+    assert!(mistakes(&with(nowhere))[0].contains("cannot be read"));
+}
+
+#[test]
 fn urls_of_nats() {
     let good = [
         "nats://nats",
