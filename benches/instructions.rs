@@ -167,7 +167,7 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
         limits: Limits {
             max_body: settings.max_body,
             body_timeout: settings.body_timeout,
-            budget: Budget::new(settings.max_inflight_bytes),
+            budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
         unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),

@@ -1,5 +1,6 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod descriptors;
 mod lanes;
 mod privacy;
 mod queue;
@@ -29,6 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use descriptors::{doubt_descriptors, raise_descriptor_limit};
 use lanes::spawn_lanes;
 pub use privacy::forbid_dumps;
 use reload::{Serving, Source, Told, hangups, routes};
@@ -180,7 +182,11 @@ impl App {
             limits: Limits {
                 max_body: config.server.max_body,
                 body_timeout: config.server.body_timeout,
-                budget: Budget::new(config.server.max_inflight_bytes),
+                budget: Budget::new(
+                    config.server.max_inflight_bytes,
+                    config.server.max_body,
+                    config.server.max_connections,
+                ),
             },
             dispatch: Arc::new(dispatch),
             unrouted: Arc::new(metrics.webhook(
@@ -198,6 +204,7 @@ impl App {
         let source = Source {
             path: config.path,
             files: config.files,
+            looks: config.looks,
             ops: config.ops,
             dedupe: config.dedupe,
             queue: config.queue,
@@ -320,6 +327,8 @@ impl App {
 /// If the signals cannot be watched.
 pub fn signals() -> io::Result<(impl Future<Output = ()>, impl Future<Output = ()>)> {
     let (mut first, mut second) = (Signals::watch()?, Signals::watch()?);
+    // A file that may not grow is an error to be handled, as any other; unwatched, this signal would end the process.
+    drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
     let second = async move {
         second.next().await;
         second.next().await;
@@ -391,4 +400,48 @@ impl Handler for Ops {
     }
 
     fn connection(&self, _opened: bool) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::{
+        io::{AsyncWriteExt, duplex},
+        task::yield_now,
+    };
+
+    use super::*;
+
+    /// A handler is dropped with its connection, and gives back what it counted.
+    #[tokio::test]
+    async fn a_request_that_is_dropped_is_in_flight_no_more() {
+        let text = "[server]\nlisten = \"127.0.0.1:0\"\n[ops]\nlisten = \"127.0.0.1:0\"\n\
+                    [[webhook]]\npath = \"/hook\"\nevents = [\"*\"]\n\
+                    secret = { file = \"tests/data/config/files/secret\" }\n\
+                    [[webhook.destination]]\nurl = \"http://127.0.0.1:1/\"\n";
+        let config =
+            Config::parse(Path::new("hookgate.toml"), text).unwrap_or_else(|report| panic!("{report}"));
+        let app = App::build(config, None).unwrap();
+        let (socket, mut peer) = duplex(4096);
+        let head = format!(
+            "POST /hook HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n\
+             Pulumi-Webhook-Signature: {}\r\nContent-Length: 9\r\n\r\n{{",
+            "0".repeat(64)
+        );
+        peer.write_all(head.as_bytes()).await.unwrap();
+        let in_flight = &app.gate.metrics.inflight_requests;
+        {
+            let mut serving = pin!(server::serve_connection(socket, &app.settings, app.gate.clone()));
+            while in_flight.get() == 0 {
+                tokio::select! {
+                    biased;
+                    () = &mut serving => panic!("the request is not served"),
+                    () = yield_now() => {}
+                }
+            }
+            assert_eq!((in_flight.get(), app.gate.limits.budget.held()), (1, 1));
+        }
+        assert_eq!((in_flight.get(), app.gate.limits.budget.held()), (0, 0));
+    }
 }

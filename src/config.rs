@@ -10,6 +10,7 @@
 mod certificates;
 mod destination;
 mod file;
+mod look;
 mod origin;
 mod queue;
 mod reader;
@@ -31,6 +32,7 @@ pub use self::{
     certificates::IdentityFiles,
     destination::Destination,
     file::ServerTls,
+    look::Look,
     origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
     queue::Queue,
     report::{Mistake, Place, Report},
@@ -78,6 +80,8 @@ pub struct Config {
     pub warnings: Vec<Mistake>,
     /// The file itself and every file that it names: what has to be watched for changes.
     pub files: Vec<PathBuf>,
+    /// How each of these looked before it was read. What looks otherwise has changed since.
+    pub looks: Vec<Look>,
 }
 
 impl Config {
@@ -87,7 +91,13 @@ impl Config {
     ///
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
-        Self::parse(path, &read(path)?)
+        let look = Look::at(path);
+        let mut config = Self::parse(path, &read(path)?)?;
+        // It was looked at before its text was read.
+        if let Some(first) = config.looks.first_mut() {
+            *first = look;
+        }
+        Ok(config)
     }
 
     /// Checks the text of a configuration file. `path` is the file's name in reports.
@@ -111,12 +121,24 @@ impl Config {
         let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
-        let Findings { mistakes, mut warnings, files } = context.finish();
+        let Findings { mistakes, mut warnings, files, looks } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes, files));
         }
         report::sort(&mut warnings);
-        Ok(Self { path: path.to_owned(), server, tls, ops, log, dedupe, queue, webhooks, warnings, files })
+        Ok(Self {
+            path: path.to_owned(),
+            server,
+            tls,
+            ops,
+            log,
+            dedupe,
+            queue,
+            webhooks,
+            warnings,
+            files,
+            looks,
+        })
     }
 }
 

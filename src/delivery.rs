@@ -3,6 +3,14 @@
 //! [`dispatch`] decides how, [`attempt`] tries once, [`destination`] says what the upstream receives. With a queue, a
 //! delivery is committed to it by `dispatch` and handed on by [`worker`], as [`backoff`] and [`circuit`] say when.
 
+/// A step of a delivery's way at which tests kill the process: it ends here if the variable `FAILPOINTS` says so. Nothing in
+/// what is shipped, where the feature of the crate `fail` is off.
+macro_rules! step {
+    ($name:literal) => {
+        fail::fail_point!($name, |_| std::process::abort())
+    };
+}
+
 pub mod attempt;
 pub mod backoff;
 pub mod circuit;

@@ -6,5 +6,7 @@ use clap::Parser;
 use hookgate::cli::{self, Cli};
 
 fn main() -> ExitCode {
+    // Steps at which tests kill the process; there are none in what is shipped.
+    let _steps = fail::FailScenario::setup();
     cli::run(Cli::parse())
 }

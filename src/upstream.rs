@@ -187,9 +187,10 @@ impl Upstream {
         make: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<Reply, SendError> {
         let deadline = Instant::now() + self.timeout;
-        let answer = timeout_at(deadline, self.answer(lane, make)).await.map_err(|_elapsed| {
-            SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
-        })??;
+        let answer =
+            timeout_at(deadline, self.answer(lane, deadline, make)).await.map_err(|_elapsed| {
+                SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
+            })??;
         let (response, connection) = answer;
         if response.status().is_informational() || response.status().is_redirection() {
             let status = response.status();
@@ -212,6 +213,7 @@ impl Upstream {
     async fn answer(
         &self,
         lane: usize,
+        deadline: Instant,
         make: impl Fn() -> Request<Full<Bytes>>,
     ) -> Result<(Response<Incoming>, Connection), SendError> {
         if let Some(mut connection) = self.take_idle(lane) {
@@ -221,7 +223,7 @@ impl Upstream {
                 Err(_) => {}
             }
         }
-        let mut connection = self.connector.connect().await?;
+        let mut connection = self.connector.connect(deadline).await?;
         match connection.send(make()).await {
             Ok(response) => Ok((response, connection)),
             // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.

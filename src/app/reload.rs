@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{BuildError, queue, watch::Watch};
 use crate::{
-    config::{self, Config, Mistake, Report},
+    config::{self, Config, Look, Mistake, Report},
     delivery::{
         backoff::Backoff,
         dedupe,
@@ -42,6 +42,7 @@ use crate::{
 pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) files: Vec<PathBuf>,
+    pub(super) looks: Vec<Look>,
     pub(super) ops: ops::Settings,
     pub(super) dedupe: dedupe::Settings,
     pub(super) queue: Option<config::Queue>,
@@ -91,7 +92,7 @@ impl Source {
     /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
     pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
         let this = Arc::new((self, serving));
-        let mut watch = Watch::new(this.0.files.clone());
+        let mut watch = Watch::since(this.0.files.clone(), this.0.looks.clone());
         loop {
             let hangup = async {
                 match &mut hangups {

@@ -3,14 +3,11 @@
 //! It looks at them once a second. That needs no help of the kernel, and it sees what a watch on a path misses:
 //! Kubernetes exchanges mounted files by a symlink two folders up, and some file systems send no events at all.
 
-use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
+
+use crate::config::Look;
 
 /// How often files are looked at. A change is acted on after two looks, well within five seconds.
 const EVERY: Duration = Duration::from_secs(1);
@@ -22,13 +19,14 @@ pub(super) struct Watch {
     seen: Vec<Look>,
 }
 
-/// What of a file changes with its content: device, inode, size, and both times in nanoseconds. Of a pipe or a device
-/// only the first two: reading alone changes the rest. `None`: it is not there, or may not be looked at.
-type Look = Option<[i128; 5]>;
-
 impl Watch {
     pub(super) fn new(files: Vec<PathBuf>) -> Self {
         let seen = look(&files);
+        Self { files, seen }
+    }
+
+    /// Watches files that looked like this before they were read.
+    pub(super) const fn since(files: Vec<PathBuf>, seen: Vec<Look>) -> Self {
         Self { files, seen }
     }
 
@@ -77,27 +75,12 @@ impl Watch {
 }
 
 fn look(files: &[PathBuf]) -> Vec<Look> {
-    files.iter().map(|file| look_at(file)).collect()
-}
-
-fn look_at(file: &Path) -> Look {
-    let time = |seconds: i64, nanoseconds: i64| i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
-    let meta = fs::metadata(file).ok()?;
-    if !meta.is_file() {
-        return Some([meta.dev().into(), meta.ino().into(), 0, 0, 0]);
-    }
-    Some([
-        meta.dev().into(),
-        meta.ino().into(),
-        meta.size().into(),
-        time(meta.mtime(), meta.mtime_nsec()),
-        time(meta.ctime(), meta.ctime_nsec()),
-    ])
+    files.iter().map(|file| Look::at(file)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{fs, os::unix::fs::symlink};
 
     use super::*;
 

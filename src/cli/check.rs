@@ -11,6 +11,7 @@ use std::{
 
 use super::{Ended, Failure, input::ConfigArgs, output::Out};
 use crate::{
+    app::doubt_descriptors,
     config::{
         Config, Destination, IdentityFiles, Origin, Queue, Webhook, show_duration, show_instant, show_size,
     },
@@ -39,7 +40,8 @@ pub(super) struct Args {
 
 /// Says what the configuration means, or what is wrong with it.
 pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
-    let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
+    let mut config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
+    config.warnings.extend(doubt_descriptors(&config));
     write!(out, "{}", Description(&config))?;
     Ok(Ended::Well)
 }

@@ -310,6 +310,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         webhooks: vec![webhook],
         path: PathBuf::new(),
         files: vec![],
+        looks: vec![],
         warnings: vec![],
     })
 }

@@ -35,7 +35,9 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure> {
     // Before the first secret is read.
     let private = app::forbid_dumps();
-    let config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
+    let mut config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
+    config.warnings.extend(app::doubt_descriptors(&config));
+    let raised = app::raise_descriptor_limit();
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;
     // Watched before anything is bound: an end that comes early is not lost.
@@ -51,6 +53,9 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
     match private {
         Ok(()) => debug!("core dumps are off, and only root can trace this process or read its environment"),
         Err(error) => warn!(%error, "core dumps cannot be turned off: one would hold the secrets"),
+    }
+    if let Err(error) = raised {
+        warn!(%error, "the limit on open files cannot be raised");
     }
     for warning in &config.warnings {
         warn!(%warning, "doubtful configuration");

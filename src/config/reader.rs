@@ -16,6 +16,7 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
+    look::Look,
     report::{Mistake, Place},
     units::{parse_duration, parse_size, show_duration, show_size},
 };
@@ -31,6 +32,7 @@ pub(super) struct Context<'c> {
     mistakes: RefCell<Vec<Mistake>>,
     warnings: RefCell<Vec<Mistake>>,
     files: RefCell<Vec<PathBuf>>,
+    looks: RefCell<Vec<Look>>,
 }
 
 /// What was collected while a file was read.
@@ -41,6 +43,8 @@ pub(super) struct Findings {
     pub(super) warnings: Vec<Mistake>,
     /// The files that the file names.
     pub(super) files: Vec<PathBuf>,
+    /// How each of them looked before it was read.
+    pub(super) looks: Vec<Look>,
 }
 
 impl<'c> Context<'c> {
@@ -50,8 +54,8 @@ impl<'c> Context<'c> {
         now: SystemTime,
         variable: &'c dyn Fn(&str) -> Option<OsString>,
     ) -> Self {
-        let (mistakes, warnings, files) = Default::default();
-        Self { file, text, now, variable, mistakes, warnings, files }
+        let (mistakes, warnings, files, looks) = Default::default();
+        Self { file, text, now, variable, mistakes, warnings, files, looks }
     }
 
     /// Notes what is wrong at a byte offset.
@@ -78,11 +82,12 @@ impl<'c> Context<'c> {
         self.mistakes.borrow().len()
     }
 
-    /// Remembers a file that the configuration names.
+    /// Remembers a file that the configuration names. To be called before it is read.
     pub(super) fn name_file(&self, path: &Path) {
         let mut files = self.files.borrow_mut();
         if !files.iter().any(|known| known == path) {
             files.push(path.to_owned());
+            self.looks.borrow_mut().push(Look::at(path));
         }
     }
 
@@ -91,6 +96,7 @@ impl<'c> Context<'c> {
             mistakes: self.mistakes.into_inner(),
             warnings: self.warnings.into_inner(),
             files: self.files.into_inner(),
+            looks: self.looks.into_inner(),
         }
     }
 }

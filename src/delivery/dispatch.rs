@@ -81,8 +81,12 @@ impl Dispatch {
 }
 
 async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {
+    step!("read");
     match timeout(COMMIT, queue.enqueue(delivery)).await {
-        Ok(Ok(Enqueued::Queued)) => Dispatched::Queued,
+        Ok(Ok(Enqueued::Queued)) => {
+            step!("committed");
+            Dispatched::Queued
+        }
         Ok(Ok(Enqueued::Duplicate)) => Dispatched::Duplicate,
         Ok(Ok(Enqueued::Conflict)) => Dispatched::Conflict,
         Ok(Err(error)) => Dispatched::NotQueued(error),

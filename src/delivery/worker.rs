@@ -340,6 +340,7 @@ impl Line {
                 }
                 leased = self.lease(current.policy) => leased,
             };
+            step!("leased");
             let Leased { leases, slot, room, probe } = match leased {
                 Ok(leased) => leased,
                 Err(error) => {
@@ -497,6 +498,7 @@ impl Telling {
         let number = job.attempts_ever.saturating_add(1);
         let at = SystemTime::now();
         let (outcome, duration) = attempt(&destination, &job.parcel, number, line.worker.lane).await;
+        step!("attempted");
         let verdict = line.judge(job, &outcome);
         let (result, sign) = match verdict {
             Verdict::Delivered => (AttemptResult::Delivered, Sign::Alive),
@@ -510,6 +512,7 @@ impl Telling {
         log(&line.recipient, job, Some(&attempt), verdict);
         drop((self, slot));
         line.settle(lease, verdict, Some(attempt)).await;
+        step!("settled");
     }
 }
 

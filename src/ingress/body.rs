@@ -16,24 +16,39 @@ use tokio::time::timeout;
 use super::rejection::{Refusal, Rejection};
 
 /// The bytes of bodies that may be held at a time, over all requests.
+///
+/// Large bodies that are still coming may not have all of it: whoever holds them back, and needs no secret for that,
+/// would otherwise keep out the small ones, which nearly all deliveries are.
 #[derive(Debug, Clone)]
 pub struct Budget {
     held: Arc<AtomicUsize>,
     limit: usize,
+    /// Of the held, those of large bodies that are still coming.
+    coming: Arc<AtomicUsize>,
+    coming_limit: usize,
 }
+
+/// The longest small body, in bytes.
+const SMALL: usize = 16 << 10;
 
 /// A part of the budget, given back on drop.
 #[derive(Debug)]
 struct Share {
     budget: Budget,
     bytes: usize,
+    /// How many of them count as those of a large body that is still coming.
+    coming: usize,
 }
 
 impl Budget {
-    /// A budget of `limit` bytes.
+    /// A budget of `limit` bytes, for bodies of at most `max_body` bytes on at most `connections`.
+    ///
+    /// A small body for each connection always finds room beside large ones that do not end, as far as that takes no
+    /// more than half of the budget and leaves room for one large body.
     #[must_use]
-    pub fn new(limit: usize) -> Self {
-        Self { held: Arc::default(), limit }
+    pub fn new(limit: usize, max_body: usize, connections: usize) -> Self {
+        let kept = connections.saturating_mul(SMALL).min(limit / 2).min(limit.saturating_sub(max_body));
+        Self { held: Arc::default(), limit, coming: Arc::default(), coming_limit: limit.saturating_sub(kept) }
     }
 
     /// Bytes being held now.
@@ -47,21 +62,32 @@ impl Budget {
     }
 
     fn share(&self) -> Share {
-        Share { budget: self.clone(), bytes: 0 }
+        Share { budget: self.clone(), bytes: 0, coming: 0 }
     }
 }
 
 impl Share {
-    /// Takes `more` bytes, or nothing if that is more than there is.
+    /// Takes `more` bytes for a body that is not whole yet. Whether there were as many; if not, the body has to go.
     fn grow(&mut self, more: usize) -> bool {
         let held = self.budget.held.fetch_add(more, Relaxed).saturating_add(more);
         self.bytes = self.bytes.saturating_add(more);
-        held <= self.budget.limit
+        if self.bytes <= SMALL {
+            return held <= self.budget.limit;
+        }
+        let more = self.bytes.saturating_sub(std::mem::replace(&mut self.coming, self.bytes));
+        let coming = self.budget.coming.fetch_add(more, Relaxed).saturating_add(more);
+        held <= self.budget.limit && coming <= self.budget.coming_limit
+    }
+
+    /// The body is whole.
+    fn settle(&mut self) {
+        self.budget.coming.fetch_sub(std::mem::take(&mut self.coming), Relaxed);
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
+        self.settle();
         self.budget.held.fetch_sub(self.bytes, Relaxed);
     }
 }
@@ -137,6 +163,56 @@ async fn collect(
             whole.extend_from_slice(&data);
         }
     }
+    share.settle();
     let bytes = if whole.is_empty() { first } else { whole.freeze() };
     Ok(Held { bytes, _share: share })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_bodies_that_do_not_end_leave_room_for_a_small_one_on_each_connection() {
+        const LARGE: usize = 100 << 10;
+        let budget = Budget::new(10 * LARGE, LARGE, 20);
+        let take = |bytes| {
+            let mut share = budget.share();
+            share.grow(bytes).then_some(share)
+        };
+        let large: Vec<_> = std::iter::from_fn(|| take(LARGE)).collect();
+        assert_eq!(large.len(), (10 * LARGE - 20 * SMALL) / LARGE);
+        assert_eq!(budget.held(), large.len() * LARGE, "who was refused has given back everything");
+        let small: Vec<_> = std::iter::from_fn(|| take(SMALL)).collect();
+        assert!(small.len() >= 20, "{}", small.len());
+        drop((large, small));
+        assert_eq!((budget.held(), budget.coming.load(Relaxed)), (0, 0));
+    }
+
+    /// What has come whole is somebody's who may send, or is gone in a moment.
+    #[test]
+    fn whole_bodies_may_have_all_of_it() {
+        const LARGE: usize = 100 << 10;
+        let budget = Budget::new(10 * LARGE, LARGE, 1000);
+        let whole: Vec<_> = std::iter::from_fn(|| {
+            let mut share = budget.share();
+            let fits = share.grow(LARGE);
+            share.settle();
+            fits.then_some(share)
+        })
+        .collect();
+        assert_eq!(whole.len(), 10);
+        drop(whole);
+        assert_eq!((budget.held(), budget.coming.load(Relaxed)), (0, 0));
+    }
+
+    /// With room for one body of the greatest length, that one may come.
+    #[test]
+    fn the_longest_body_always_fits_into_an_empty_budget() {
+        for limit in [1 << 10, 17 << 10, 1 << 20] {
+            let budget = Budget::new(limit, limit, 1024);
+            assert!(budget.share().grow(limit), "{limit}");
+            assert!(!budget.share().grow(limit + 1), "{limit}");
+        }
+    }
 }

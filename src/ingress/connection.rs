@@ -366,3 +366,64 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Guarded<T> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, duplex},
+        time::advance,
+    };
+
+    use super::*;
+
+    /// Asking for more does not begin the time anew, nor does reading a byte now and then. No socket is awaited, so the
+    /// clock can stand still.
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_reading_answers_ends_only_when_all_is_written() {
+        let settings = Settings::default();
+        let step = settings.idle_timeout / 4;
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8))));
+        let (socket, mut peer) = duplex(64);
+        let mut guarded = Guarded::new(socket, Arc::clone(&shared), &settings);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut waited = 0;
+        let ended = loop {
+            shared.request_begins();
+            shared.request_ends();
+            // hyper writes what there is, and looks for the next head.
+            let written = loop {
+                match Pin::new(&mut guarded).poll_write(&mut cx, b"x") {
+                    Poll::Ready(Ok(_)) => {}
+                    other => break other,
+                }
+            };
+            if let Poll::Ready(Err(error)) = written {
+                break error;
+            }
+            let next = Pin::new(&mut guarded).poll_read(&mut cx, &mut ReadBuf::new(&mut [0; 8]));
+            assert!(next.is_pending());
+            waited += 1;
+            assert!(waited < 10, "the time begins anew again and again");
+            peer.read_u8().await.unwrap();
+            advance(step).await;
+        };
+        assert_eq!((ended.kind(), waited), (io::ErrorKind::TimedOut, 4));
+    }
+
+    /// Who has read everything has the whole time again.
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_reading_answers_begins_anew_once_all_is_written() {
+        let settings = Settings::default();
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8))));
+        let (socket, mut peer) = duplex(1);
+        let mut guarded = Guarded::new(socket, shared, &settings);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for _ in 0..5 {
+            assert!(matches!(Pin::new(&mut guarded).poll_write(&mut cx, b"x"), Poll::Ready(Ok(1))));
+            assert!(Pin::new(&mut guarded).poll_write(&mut cx, b"x").is_pending());
+            advance(settings.idle_timeout / 2).await;
+            peer.read_u8().await.unwrap();
+            assert!(matches!(Pin::new(&mut guarded).poll_flush(&mut cx), Poll::Ready(Ok(()))));
+        }
+    }
+}

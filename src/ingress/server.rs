@@ -307,23 +307,25 @@ impl<H: Handler> Server<H> {
         F: Future<Output = io::Result<(S, Peer)>>,
     {
         loop {
-            let next = async {
-                let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
-                (permit, accept().await)
-            };
-            let (permit, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = self.drain.begun.cancelled() => return,
-                next = next => next,
+                accepted = accept() => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => {
-                    let server = Arc::clone(self);
-                    self.tasks.spawn(async move {
-                        let _permit = permit;
-                        server.open(socket, peer).await;
-                    });
-                }
+                // A permit only once somebody is there: one that waits with its lane would be missing elsewhere.
+                // Who finds none is the last that this lane accepts until there is one.
+                Ok((socket, peer)) => tokio::select! {
+                    biased;
+                    permit = Arc::clone(&self.permits).acquire_owned() => {
+                        let server = Arc::clone(self);
+                        self.tasks.spawn(async move {
+                            let _permit = permit.ok();
+                            server.open(socket, peer).await;
+                        });
+                    }
+                    () = self.drain.begun.cancelled() => return self.open_in_turn(socket, peer),
+                },
                 Err(error) if is_the_connections_own(&error) => {}
                 Err(error) => {
                     warn!(error = %error, "cannot accept a connection, pausing");
@@ -342,18 +344,7 @@ impl<H: Handler> Server<H> {
     {
         for _ in 0..MOST_WAITING {
             match accept() {
-                Ok((socket, peer)) => {
-                    let (server, permits) = (Arc::clone(self), Arc::clone(&self.permits));
-                    self.tasks.spawn(async move {
-                        tokio::select! {
-                            permit = permits.acquire_owned() => {
-                                let _permit = permit.ok();
-                                server.open(socket, peer).await;
-                            }
-                            () = server.drain.cut.cancelled() => {}
-                        }
-                    });
-                }
+                Ok((socket, peer)) => self.open_in_turn(socket, peer),
                 Err(error) if is_the_connections_own(&error) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
@@ -362,6 +353,23 @@ impl<H: Handler> Server<H> {
                 }
             }
         }
+    }
+
+    /// Serves a connection once there is a permit for it.
+    fn open_in_turn<S>(self: &Arc<Self>, socket: S, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (server, permits) = (Arc::clone(self), Arc::clone(&self.permits));
+        self.tasks.spawn(async move {
+            tokio::select! {
+                permit = permits.acquire_owned() => {
+                    let _permit = permit.ok();
+                    server.open(socket, peer).await;
+                }
+                () = server.drain.cut.cancelled() => {}
+            }
+        });
     }
 
     async fn open<S>(&self, socket: S, peer: Peer)

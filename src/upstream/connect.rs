@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -24,8 +25,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, UnixStream, lookup_host},
     task::AbortHandle,
-    time::Instant,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_rustls::TlsConnector;
 
@@ -74,8 +74,8 @@ impl Connector {
         &self.target
     }
 
-    /// Opens a connection. The caller bounds the time.
-    pub(super) async fn connect(&self) -> Result<Connection, SendError> {
+    /// Opens a connection. The caller ends it at the deadline.
+    pub(super) async fn connect(&self, deadline: Instant) -> Result<Connection, SendError> {
         match &self.target.address {
             Address::Unix(path) => {
                 let socket =
@@ -83,7 +83,8 @@ impl Connector {
                 Connection::open(socket).await
             }
             Address::Tcp { host, port, tls } => {
-                let socket = tcp(host, *port).await.map_err(|error| SendError::unreachable(&error))?;
+                let socket =
+                    tcp(host, *port, deadline).await.map_err(|error| SendError::unreachable(&error))?;
                 match &self.tls {
                     Some(Tls(connector)) if *tls => {
                         let name = ServerName::try_from(host.clone())
@@ -100,20 +101,30 @@ impl Connector {
     }
 }
 
-/// How long an address may take while there is another one to try. One that swallows packets would otherwise use up
-/// the whole time of an attempt.
+/// How long an address may take at most while there is another one to try. One that swallows packets would otherwise
+/// use up the whole time of an attempt.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Resolves the name, and takes the first of its addresses that answers. The caller bounds the whole.
-async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+/// Resolves the name, and takes the first of its addresses that answers. The caller ends it at the deadline.
+async fn tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
+    first_that_answers(&addresses, deadline).await
+}
+
+async fn first_that_answers(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-    let mut addresses = lookup_host((host, port)).await?.peekable();
-    while let Some(address) = addresses.next() {
+    let mut untried = addresses.iter();
+    while let Some(address) = untried.next() {
         let connecting = TcpStream::connect(address);
-        let connected = if addresses.peek().is_some() {
-            timeout(PATIENCE, connecting).await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
-        } else {
-            connecting.await
+        let connected = match u32::try_from(untried.len()).unwrap_or(u32::MAX) {
+            0 => connecting.await,
+            others => {
+                // Those behind it get their share of the time that is left.
+                let left = deadline.saturating_duration_since(Instant::now());
+                timeout(PATIENCE.min(left / others.saturating_add(1)), connecting)
+                    .await
+                    .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+            }
         };
         match connected {
             Ok(socket) => {
@@ -227,5 +238,43 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Socket, Type};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A listener that answers nobody any more: its queue of one is full, and the kernel drops whoever else knocks.
+    fn deaf() -> (SocketAddr, Vec<Socket>) {
+        let socket = || Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let listener = socket();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut sockets = vec![listener];
+        for _ in 0..4 {
+            let knocking = socket();
+            knocking.set_nonblocking(true).unwrap();
+            drop(knocking.connect(&address));
+            sockets.push(knocking);
+        }
+        (address.as_socket().unwrap(), sockets)
+    }
+
+    /// Without patience the kernel tries for minutes.
+    #[tokio::test]
+    async fn a_dead_address_leaves_time_for_the_others() {
+        let (dead, _sockets) = deaf();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let live = listener.local_addr().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let addresses = [dead, dead, live];
+        let connecting = first_that_answers(&addresses, deadline);
+        let socket = timeout(Duration::from_secs(3), connecting).await.expect("in time").unwrap();
+        assert_eq!(socket.peer_addr().unwrap(), live);
     }
 }

@@ -101,6 +101,13 @@ pub struct VerifiedBody {
     key: usize,
 }
 
+/// Whether a signature fits, and which secret made it, not looked at yet. Proves nothing: see [`VerifiedBody`].
+#[derive(Debug, Clone, Copy)]
+pub struct Comparison {
+    found: Choice,
+    which: u64,
+}
+
 impl VerifiedBody {
     /// The very bytes that were signed.
     #[must_use]
@@ -131,7 +138,8 @@ impl Verifier {
     /// Checks `signature` over `body` with every secret that is in force at `now`.
     ///
     /// The time taken depends on the body's length and the number of secrets, not on which of them fits or how
-    /// far a wrong signature agrees: every tag is computed and compared whole, and only the sum is looked at.
+    /// far a wrong signature agrees: every tag is computed and compared whole, and only the sum is looked at, at the
+    /// very end.
     ///
     /// # Errors
     ///
@@ -142,21 +150,30 @@ impl Verifier {
         signature: &Signature,
         now: SystemTime,
     ) -> Result<VerifiedBody, SignatureError> {
+        let Comparison { found, which } = self.compare(&body, signature, now);
+        // From here on the time may tell what the answer tells anyway.
+        if bool::from(found) {
+            Ok(VerifiedBody { bytes: body, key: usize::try_from(which).unwrap_or_default() })
+        } else {
+            Err(SignatureError)
+        }
+    }
+
+    /// All of [`Verifier::verify`] up to the point where its outcome is looked at. Nothing here branches on secrets,
+    /// tags or signatures, so it takes the same time for a right signature as for any wrong one.
+    #[must_use]
+    pub fn compare(&self, body: &[u8], signature: &Signature, now: SystemTime) -> Comparison {
         let mut found = Choice::from(0);
         let mut which = 0_u64;
         for (index, key) in (0_u64..).zip(&self.keys) {
             if !key.in_force(now) {
                 continue;
             }
-            let equal = tag(&key.keyed, &body).ct_eq(&signature.0);
+            let equal = tag(&key.keyed, body).ct_eq(&signature.0);
             which.conditional_assign(&index, equal);
             found |= equal;
         }
-        if bool::from(found) {
-            Ok(VerifiedBody { bytes: body, key: usize::try_from(which).unwrap_or_default() })
-        } else {
-            Err(SignatureError)
-        }
+        Comparison { found, which }
     }
 }
 

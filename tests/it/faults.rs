@@ -7,7 +7,7 @@ use std::{
     net::UdpSocket,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -38,6 +38,30 @@ fn without_descriptors_accepting_pauses_and_comes_back() {
     hookgate.send(&Delivery::good()).assert_forwarded(200);
     assert_eq!(hookgate.ops("/readyz").status, 200);
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
+}
+
+/// The soft limit on open files is raised to the hard one, and where that is too low, it says so.
+#[test]
+fn as_many_descriptors_are_taken_as_the_system_allows() {
+    let upstream = Upstream::always(Reply::ok());
+    let told = |hookgate: &Hookgate| {
+        let limits = fs::read_to_string(format!("/proc/{}/limits", hookgate.id())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap().to_owned();
+        let warned = hookgate.log_lines().iter().any(|line| line.contains("server.max_connections"));
+        (line.split_whitespace().next().unwrap().to_owned(), warned)
+    };
+    for (limit, raised, warned) in
+        [("64:4096", "4096", false), ("64:2303", "2303", true), ("64:2304", "2304", false)]
+    {
+        let hookgate = Setup::new(&upstream).launched_by(&["prlimit", &format!("--nofile={limit}")]).start();
+        assert_eq!(told(&hookgate), (raised.to_owned(), warned), "{limit}");
+        let mut check = Command::new("prlimit");
+        check.arg(format!("--nofile={limit}")).arg(program().get_program());
+        let output = check.arg("check").arg("--config").arg(hookgate.config()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(said.contains("1024 connections may need 2304 open files"), warned, "{limit}: {said}");
+    }
 }
 
 /// The deadlines give the descriptors back, whatever the senders do.
@@ -135,7 +159,7 @@ impl Unheard {
         assert!(busy < Duration::from_millis(500), "{busy:?} in an idle second");
         drop(idle);
         let id = self.child.id().to_string();
-        assert!(std::process::Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
+        assert!(Command::new("kill").args(["-s", "TERM", &id]).status().unwrap().success());
         let status = eventually("it ends", || self.child.try_wait().unwrap());
         assert!(status.success(), "{status}");
     }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    Answer, Connection, Delivery, Gate, Instant, PATIENCE, Reply, Setup, Upstream, Webhook, eventually,
+    Answer, Connection, Delivery, Gate, Hookgate, Instant, PATIENCE, Reply, Setup, Upstream, Webhook,
+    eventually, tls::Authority,
 };
 
 /// Sends a byte of this now and then, until the other side answers or closes.
@@ -396,7 +397,7 @@ fn an_upstream_that_never_stops_is_stopped() {
 }
 
 /// Resident memory of the service, in bytes.
-fn resident(hookgate: &crate::support::Hookgate) -> usize {
+fn resident(hookgate: &Hookgate) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", hookgate.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
@@ -404,11 +405,37 @@ fn resident(hookgate: &crate::support::Hookgate) -> usize {
 
 /// The bound that README and SECURITY state: the bodies that are held, so much for each connection, and the program.
 const FOR_A_CONNECTION: usize = 80 << 10;
+const FOR_A_TLS_CONNECTION: usize = 160 << 10;
 const FOR_THE_PROGRAM: usize = 32 << 20;
 
 /// A thousand senders that take their time, each with as much as it may have, and a good one among them.
 #[test]
 fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
+    a_thousand_slow_senders(Setup::new, |hookgate| hookgate.connect(), FOR_A_CONNECTION);
+}
+
+/// The same over TLS, which has buffers of its own.
+#[test]
+fn a_thousand_slow_senders_over_tls_take_bounded_memory() {
+    let authority = Authority::new("a");
+    let pair = authority.issue(&["localhost"]);
+    a_thousand_slow_senders(
+        |upstream| {
+            Setup::new(upstream)
+                .file("tls.crt", &pair.cert)
+                .file("tls.key", &pair.key)
+                .server("tls = { cert = \"{dir}/tls.crt\", key = \"{dir}/tls.key\" }")
+        },
+        |hookgate| authority.open(hookgate.address()).unwrap().0,
+        FOR_A_TLS_CONNECTION,
+    );
+}
+
+fn a_thousand_slow_senders(
+    setup: impl Fn(&Upstream) -> Setup,
+    connect: impl Fn(&Hookgate) -> Connection,
+    for_a_connection: usize,
+) {
     // This process needs a descriptor for each of them, and so does its child.
     let own = std::process::id().to_string();
     let raised = Command::new("prlimit").args(["--pid", &own, "--nofile=8192:"]).status().unwrap();
@@ -416,9 +443,14 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
 
     let upstream = Upstream::always(Reply::ok());
     let hookgate =
-        Setup::new(&upstream).server("header_timeout = \"10m\"").server("body_timeout = \"10m\"").start();
+        setup(&upstream).server("header_timeout = \"10m\"").server("body_timeout = \"10m\"").start();
     let good = Delivery::good();
-    let mut slow: Vec<_> = (0..1000).map(|_| hookgate.connect()).collect();
+    let deliver = || {
+        let mut connection = connect(&hookgate);
+        connection.send(&Delivery::good().bytes());
+        connection.answer().assert_forwarded(200);
+    };
+    let mut slow: Vec<_> = (0..1000).map(|_| connect(&hookgate)).collect();
     for (number, connection) in slow.iter_mut().enumerate() {
         match number % 4 {
             // A head that is as long as it may be, and not over.
@@ -446,14 +478,18 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
             // A digit is good for a head, and for a body too; in chunks it is the beginning of a size.
             connection.send(b"1");
         }
-        hookgate.send(&Delivery::good()).assert_forwarded(200);
+        deliver();
         assert_eq!(upstream.requests().len(), round + 1);
     }
     let came = 250 * (60_003 + 100_003 + 1_000);
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], f64::from(came));
     let held = usize::try_from(came).unwrap();
     assert_eq!(hookgate.metrics().value("hookgate_connections", &[]), Some(1000.0));
-    let bound = held + 1000 * FOR_A_CONNECTION + FOR_THE_PROGRAM;
+    // Below TLS, a record that does not end.
+    let record = [&[0x17, 0x03, 0x03, 0x40, 0x00][..], &[b'x'; 16_000]].concat();
+    slow.iter_mut().for_each(|connection| connection.send_below_tls(&record));
+    deliver();
+    let bound = held + 1000 * for_a_connection + FOR_THE_PROGRAM;
     println!(
         "{} KiB resident, {} KiB held, bound {} KiB",
         resident(&hookgate) >> 10,
@@ -464,5 +500,108 @@ fn a_thousand_slow_senders_keep_no_one_out_and_take_bounded_memory() {
     drop(slow);
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
     hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
-    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    deliver();
+}
+
+/// Whoever holds back the ends of large bodies keeps no small one out, however many there are. No secret is needed
+/// for a signature that is only well-formed.
+#[test]
+fn large_bodies_that_do_not_end_keep_no_small_one_out() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .server("max_inflight_bytes = \"4MiB\"")
+        .server("max_connections = 100")
+        .server("body_timeout = \"10m\"")
+        .start();
+    let large = Delivery::new("environment_revision", vec![b'x'; 1 << 20]).forged();
+    let mut senders: Vec<_> = (0..20).map(|_| hookgate.connect()).collect();
+    for sender in &mut senders {
+        sender.send(&large.head_bytes());
+        sender.send(&large.the_body()[..large.the_body().len() - 1]);
+    }
+    // Until all have sent what they want, or were told that there is no room.
+    eventually("all but two are refused", || {
+        let metrics = hookgate.metrics();
+        let refused =
+            metrics.value("hookgate_requests_total", &[("webhook", "webhook-1"), ("outcome", "overloaded")]);
+        let held = metrics.value("hookgate_inflight_bytes", &[]);
+        (refused == Some(18.0) && held == Some(2.0 * f64::from((1 << 20) - 1))).then_some(())
+    });
+    for _ in 0..10 {
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+    }
+    drop(senders);
+    hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
+}
+
+/// Announcing a long body and sending next to nothing of it costs next to no memory.
+#[test]
+fn what_is_only_announced_takes_no_memory() {
+    const SENDERS: u32 = 60;
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).server("body_timeout = \"10m\"").start();
+    let mut senders: Vec<_> = (0..SENDERS).map(|_| hookgate.connect()).collect();
+    let head = Delivery::good().with("Content-Length", "1048576").head_bytes();
+    senders.iter_mut().for_each(|sender| sender.send(&head));
+    hookgate.wait_for_metric("hookgate_inflight_requests", &[], f64::from(SENDERS));
+    let before = hookgate.memory("VmData");
+    // The first byte stays where it is; with the second, there has to be a place for both.
+    for byte in 1..=2 {
+        senders.iter_mut().for_each(|sender| sender.send(b"x"));
+        hookgate.wait_for_metric("hookgate_inflight_bytes", &[], f64::from(byte * SENDERS));
+    }
+    let grown = hookgate.memory("VmData") - before;
+    println!("{grown} KiB more for {SENDERS} announced MiB");
+    assert!(grown < u64::from(SENDERS) * 256, "{grown} KiB more for {SENDERS} announced MiB");
+}
+
+/// A sender that breaks off in whatever way leaves nothing behind, also where nobody is left to answer.
+#[test]
+fn requests_whose_sender_is_gone_are_in_flight_no_more() {
+    let gate = Gate::new();
+    let upstream = Upstream::always(Reply::held(&gate, Reply::ok()));
+    let hookgate = Setup::new(&upstream).start();
+    let in_flight = |count| hookgate.wait_for_metric("hookgate_inflight_requests", &[], count);
+    let whole = Delivery::good().bytes();
+    for reset in [false, true] {
+        let mut sender = hookgate.connect();
+        sender.send(&whole[..whole.len() - 1]);
+        in_flight(1.0);
+        if reset {
+            sender.reset();
+        } else {
+            drop(sender);
+        }
+        in_flight(0.0);
+    }
+    // What came whole is finished all the same.
+    let mut sender = hookgate.connect();
+    sender.send(&whole);
+    upstream.wait_for(1);
+    sender.reset();
+    gate.open();
+    in_flight(0.0);
+    hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
+}
+
+/// As many connections may be open as `max_connections` says, before any of them has to give way.
+#[test]
+fn no_connection_gives_way_before_all_are_taken() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).server("max_connections = 3").start();
+    let mut two: Vec<_> = (0..2).map(|_| hookgate.connect()).collect();
+    hookgate.wait_for_metric("hookgate_connections", &[], 2.0);
+    for _ in 0..3 {
+        for connection in &mut two {
+            connection.send(&Delivery::good().forged().bytes());
+            let answer = connection.answer();
+            answer.assert_refused(401, "bad_signature");
+            assert_eq!(answer.header("connection"), None, "{answer:?}");
+        }
+    }
+    let mut third = hookgate.connect();
+    third.send(&Delivery::good().forged().bytes());
+    let answer = third.answer();
+    answer.assert_refused(401, "bad_signature");
+    assert_eq!(answer.header("connection"), Some("close"), "{answer:?}");
 }

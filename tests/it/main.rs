@@ -9,6 +9,8 @@ mod bytes;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod crash;
+#[cfg(test)]
 mod deliveries;
 #[cfg(test)]
 mod duplicates;
@@ -44,6 +46,8 @@ mod secrets;
 mod shutdown;
 #[cfg(test)]
 mod signatures;
+#[cfg(test)]
+mod store;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

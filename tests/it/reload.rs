@@ -276,6 +276,29 @@ fn what_changes_while_it_is_read_is_read_again() {
     assert!(!is_in_force(&hookgate, SECRET));
 }
 
+/// What changes while the service starts, after it was read, is noticed too.
+#[test]
+fn what_changes_during_the_start_is_read_again() {
+    use std::io::Write;
+
+    let upstream = Upstream::always(Reply::ok());
+    let setup = Setup::new(&upstream).destination("headers = { Authorization = { file = \"{dir}/pipe\" } }");
+    let pipe = setup.dir().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let secret = setup.dir().join("secret");
+    let starting = thread::spawn(move || setup.start());
+    let mut token = writer(&pipe);
+    // The secret has been read before the header.
+    replace(&secret, NEW);
+    token.write_all(b"token").unwrap();
+    // From now on it is a file, which is read as often as it takes.
+    replace(&pipe, "token");
+    drop(token);
+    let hookgate = starting.join().unwrap();
+    wait_for_secret(&hookgate, NEW);
+    assert!(!is_in_force(&hookgate, SECRET));
+}
+
 #[test]
 fn a_reload_that_hangs_holds_up_neither_requests_nor_the_end() {
     let upstream = Upstream::always(Reply::ok());

@@ -48,6 +48,13 @@ pub(crate) fn signed(body: &[u8], secret: &[u8]) -> String {
     hex::encode(mac.finalize().into_bytes())
 }
 
+/// Whether `tests/run` has found that this machine does not let tests do something, and has said so.
+pub(crate) fn cannot(what: &str) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "what a machine allows is nobody's configuration")]
+    let cannot = std::env::var("HOOKGATE_TESTS_CANNOT").unwrap_or_default();
+    cannot.split_whitespace().any(|word| word == what)
+}
+
 /// Looks again and again until `look` sees something; for what only another process can change.
 pub(crate) fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();

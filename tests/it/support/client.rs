@@ -316,6 +316,18 @@ impl Connection {
         assert!(head.first_line.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}");
     }
 
+    /// Over TLS, sends bytes past it; otherwise nothing.
+    pub(crate) fn send_below_tls(&mut self, bytes: &[u8]) {
+        if let Socket::Tls(socket) = self.0.get_mut() {
+            socket.tcp().write_all(bytes).unwrap();
+        }
+    }
+
+    /// Breaks off, without a regular end.
+    pub(crate) fn reset(self) {
+        self.0.get_ref().reset_on_drop().unwrap();
+    }
+
     /// Says that nothing more will be sent, and goes on reading.
     pub(crate) fn finish_sending(&mut self) -> io::Result<()> {
         self.0.get_ref().shutdown(Shutdown::Write)

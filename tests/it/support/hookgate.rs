@@ -263,11 +263,22 @@ impl Hookgate {
     #[track_caller]
     pub(crate) fn restart(&mut self, signal: &str) -> ExitStatus {
         self.signal(signal);
+        self.come_back()
+    }
+
+    /// Waits until it has ended, and starts it again.
+    #[track_caller]
+    pub(crate) fn come_back(&mut self) -> ExitStatus {
         let ended = self.wait_exit();
         (self.child, self.log, self.errors) = launch(&self.setup, &self.config);
         self.webhook = self.listening("webhook");
         self.ops = self.listening("ops");
         ended
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Changes the text of the config, without more.
@@ -416,7 +427,9 @@ type Launched = (Child, Arc<Journal<String>>, Arc<Journal<String>>);
 
 /// The process, its log and what it says on standard error.
 fn launch(setup: &Setup, config: &Path) -> Launched {
-    let mut command = program_by(&setup.launcher);
+    let dir = setup.dir.path().to_str().unwrap();
+    let launcher: Vec<_> = setup.launcher.iter().map(|word| word.replace("{dir}", dir)).collect();
+    let mut command = program_by(&launcher);
     command.arg("run").arg("--config").arg(config).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.envs(setup.environment.iter().map(|(name, value)| (name, value)));
     let mut child = command.spawn().unwrap();

@@ -171,6 +171,11 @@ pub(crate) trait Stream: Read + Write + Send {}
 impl<S: Read + Write + Send> Stream for S {}
 
 impl Secured {
+    /// What is below.
+    pub(crate) const fn tcp(&mut self) -> &mut TcpStream {
+        &mut self.tcp
+    }
+
     pub(crate) fn set_read_timeout(&self, limit: Duration) -> io::Result<()> {
         self.tcp.set_read_timeout(Some(limit))
     }

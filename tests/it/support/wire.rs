@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
+
 use super::{PATIENCE, tls::Secured};
 
 /// Where something listens.
@@ -71,6 +73,14 @@ impl Socket {
             Self::Tcp(stream) => stream.set_read_timeout(Some(limit)),
             Self::Unix(stream) => stream.set_read_timeout(Some(limit)),
             Self::Tls(stream) => stream.set_read_timeout(limit),
+        }
+    }
+
+    /// Its end is then a reset.
+    pub(crate) fn reset_on_drop(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).set_linger(Some(Duration::ZERO)),
+            Self::Unix(_) | Self::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 

@@ -11,6 +11,7 @@ use rusqlite::{
     Row,
     types::{FromSqlError, Value},
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
     destination::Parcel,
@@ -68,6 +69,11 @@ fn from_integer(number: i64) -> u64 {
 
 fn small<T: TryFrom<i64>>(number: i64, most: T) -> T {
     T::try_from(number).unwrap_or(most)
+}
+
+/// What the index of IDs holds of an ID.
+pub(super) fn hash_of(id: &str) -> i64 {
+    i64::from_ne_bytes(xxh3_64(id.as_bytes()).to_ne_bytes())
 }
 
 /// The columns of [`parcel`].
@@ -157,10 +163,6 @@ pub(super) fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
     })
 }
 
-/// The index on deliveries begins with the webhook, and both alternatives of an ID have to be of one table for SQLite to
-/// look them up instead of reading every job.
-const BY_ID: &str = "(delivery.webhook IN (SELECT webhook FROM recipient) AND delivery.id = ?)";
-
 /// A filter as a condition on [`TABLES`], with its parameters.
 pub(super) fn condition(filter: &Filter) -> (String, Vec<Value>) {
     let Filter { ids, states, webhook, destination, event, since, until } = filter;
@@ -168,10 +170,12 @@ pub(super) fn condition(filter: &Filter) -> (String, Vec<Value>) {
     let time = |time: &SystemTime| Value::from(to_millis(*time));
     let mut all = All { text: "1".into(), values: Vec::new() };
     all.any(ids.iter().flat_map(|id| {
+        // Both alternatives are of one table: else SQLite reads every job instead of looking them up.
         let job = id.parse().ok().map(|Key { delivery, recipient }| {
             ("(delivery.number = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
         });
-        std::iter::once((BY_ID, vec![text(id)])).chain(job)
+        let by_id = ("(delivery.id_hash = ? AND delivery.id = ?)", vec![hash_of(id).into(), text(id)]);
+        std::iter::once(by_id).chain(job)
     }));
     all.any(states.iter().map(|state| ("job.state = ?", vec![state.name().to_owned().into()])));
     all.any(webhook.iter().map(|name| ("recipient.webhook = ?", vec![text(name)])));

@@ -238,7 +238,9 @@ impl Writer {
                 now: now(),
             };
             let executed = work.run(commands)?;
+            step!("commit");
             transaction.commit()?;
+            step!("answer");
             Ok(executed)
         })();
         if result.is_err() {
@@ -489,13 +491,14 @@ impl Work<'_> {
         let Delivery { webhook, parcel, environment, revision, destinations } = delivery;
         self.transaction
             .prepare_cached(
-                "INSERT INTO delivery (webhook, id, kind, event, environment, revision, content_type, signature,
-                     traceparent, kind_verified, received, digest, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                "INSERT INTO delivery (webhook, id, id_hash, kind, event, environment, revision, content_type,
+                     signature, traceparent, kind_verified, received, digest, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
             )?
             .execute(params![
                 webhook,
                 id,
+                rows::hash_of(&id),
                 text_of(parcel.kind.as_bytes()),
                 text_of(parcel.event.as_bytes()),
                 environment,
@@ -526,10 +529,10 @@ impl Work<'_> {
         let known = self
             .transaction
             .prepare_cached(
-                "SELECT number, digest, received FROM delivery WHERE webhook = ?1 AND id = ?2
-                 ORDER BY number DESC LIMIT 1",
+                "SELECT number, digest, received FROM delivery
+                 WHERE id_hash = ?1 AND id = ?2 AND webhook = ?3 ORDER BY number DESC LIMIT 1",
             )?
-            .query_row([webhook, id], |row| {
+            .query_row(params![rows::hash_of(id), id, webhook], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, i64>(2)?))
             })
             .optional()?;

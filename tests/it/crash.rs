@@ -1,0 +1,242 @@
+//! What was answered 202 is delivered, whatever kills the service and at whatever step.
+//!
+//! `HOOKGATE_CRASH_ROUNDS=200` in the environment makes the random test as long as one likes.
+
+use std::{
+    collections::HashMap,
+    io::{Read, Write},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use crate::support::{
+    Address, Connection, Delivery, Hookgate, Instant, Reply, Request, Setup, Upstream, Webhook, cannot,
+    eventually,
+};
+
+/// Kills without a word in the environment.
+const ROUNDS: usize = 12;
+
+/// Senders at a time.
+const SENDERS: usize = 4;
+
+const SQLITE: &str = "[queue]\npath = \"{dir}/queue.db\"\nbackoff = { initial = \"10ms\", max = \"50ms\" }";
+
+/// An upstream that refuses the first attempt of every eighth delivery.
+fn moody() -> Upstream {
+    Upstream::scripted(|request| {
+        let moody = id(request).ends_with(['0', '8']);
+        Reply::status(if moody && request.header("hookgate-attempt") == Some("1") { 503 } else { 200 })
+    })
+}
+
+fn setup(queue: &str, upstream: &Upstream) -> Setup {
+    Setup::bare().section(queue).with(Webhook::to(&upstream.url()).line("name = \"esc\""))
+}
+
+fn id(request: &Request) -> &str {
+    request.header("pulumi-webhook-id").unwrap()
+}
+
+/// How often each delivery was accepted by the upstream.
+fn accepted_by(upstream: &Upstream) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for request in upstream.requests() {
+        if !(id(&request).ends_with(['0', '8']) && request.header("hookgate-attempt") == Some("1")) {
+            *counts.entry(id(&request).to_owned()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// The status that a delivery is answered with, if the service lives long enough to say so.
+fn try_to_send(delivery: &Delivery, to: &Address) -> Option<u16> {
+    let mut socket = to.connect().ok()?;
+    socket.write_all(&delivery.bytes()).ok()?;
+    let mut head = [0; 12];
+    socket.read_exact(&mut head).ok()?;
+    str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()
+}
+
+/// Senders that go on while the service dies and comes back, and what it promised to deliver.
+struct Senders {
+    address: Arc<Mutex<Address>>,
+    over: Arc<AtomicBool>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Senders {
+    fn start(hookgate: &Hookgate) -> Self {
+        let address = Arc::new(Mutex::new(hookgate.address().clone()));
+        let over = Arc::new(AtomicBool::new(false));
+        let send = |sender: usize| {
+            let (address, over) = (Arc::clone(&address), Arc::clone(&over));
+            thread::spawn(move || {
+                let mut promised = Vec::new();
+                for number in 0.. {
+                    if over.load(Ordering::SeqCst) {
+                        break;
+                    }
+                    let id = format!("sender-{sender}-delivery-{number}");
+                    let to = address.lock().unwrap().clone();
+                    if try_to_send(&Delivery::good().id(&id), &to) == Some(202) {
+                        promised.push(id);
+                    }
+                }
+                promised
+            })
+        };
+        Self { threads: (0..SENDERS).map(send).collect(), address, over }
+    }
+
+    fn moved(&self, hookgate: &Hookgate) {
+        *self.address.lock().unwrap() = hookgate.address().clone();
+    }
+
+    fn end(self) -> Vec<String> {
+        self.over.store(true, Ordering::SeqCst);
+        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    }
+}
+
+/// Every promise is kept; how often a delivery was made more than once is not held against anybody.
+fn assert_kept(promised: &[String], upstream: &Upstream, kills: usize) {
+    let patience =
+        Duration::from_secs(20) + Duration::from_millis(20) * u32::try_from(promised.len()).unwrap();
+    let began = Instant::now();
+    let missing = loop {
+        let seen = accepted_by(upstream);
+        let missing: Vec<_> = promised.iter().filter(|id| !seen.contains_key(*id)).cloned().collect();
+        if missing.is_empty() || began.elapsed() > patience {
+            break missing;
+        }
+        thread::park_timeout(Duration::from_millis(50));
+    };
+    let seen = accepted_by(upstream);
+    let twice = seen.values().filter(|count| **count > 1).count();
+    println!(
+        "{kills} kills, {} accepted, {} delivered, {twice} of them more than once, {} lost",
+        promised.len(),
+        seen.len(),
+        missing.len()
+    );
+    assert!(missing.is_empty(), "lost: {missing:?}");
+    assert!(promised.len() > kills, "{} deliveries are too few to show anything", promised.len());
+}
+
+fn rounds() -> usize {
+    #[expect(clippy::disallowed_methods, reason = "the length of a test is nobody's configuration")]
+    std::env::var("HOOKGATE_CRASH_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().unwrap())
+}
+
+fn survive_kills(queue: &str) {
+    let upstream = moody();
+    let mut hookgate = setup(queue, &upstream).start();
+    let senders = Senders::start(&hookgate);
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..rounds() {
+        thread::park_timeout(Duration::from_millis(random.u64(5..250)));
+        hookgate.restart("KILL");
+        senders.moved(&hookgate);
+    }
+    let promised = senders.end();
+    assert_kept(&promised, &upstream, rounds());
+}
+
+#[test]
+fn nothing_accepted_is_lost_by_kills_at_random_moments() {
+    survive_kills(SQLITE);
+}
+
+/// The process ends itself at a step, some times after it has gone past it; comes back, and so on.
+fn survive_steps(queue: &str, steps: &[&str]) {
+    for step in steps {
+        let upstream = moody();
+        let mut hookgate =
+            setup(queue, &upstream).environment("FAILPOINTS", &format!("{step}=9*off->return")).start();
+        let mut promised = Vec::new();
+        let mut kills = 0;
+        let mut number = 0;
+        while kills < 4 {
+            let id = format!("delivery-{number}");
+            number += 1;
+            assert!(number < 2000, "`{step}` is never reached");
+            match try_to_send(&Delivery::good().id(&id), hookgate.address()) {
+                Some(202) => promised.push(id),
+                Some(status) => panic!("{status}"),
+                None => {
+                    hookgate.come_back();
+                    kills += 1;
+                }
+            }
+        }
+        // What is left is delivered in as many lives as it takes.
+        loop {
+            let seen = accepted_by(&upstream);
+            if promised.iter().all(|id| seen.contains_key(id)) {
+                break;
+            }
+            if eventually("an end or progress", || {
+                (accepted_by(&upstream).len() > seen.len())
+                    .then_some(false)
+                    .or(hookgate.has_ended().then_some(true))
+            }) {
+                hookgate.come_back();
+                kills += 1;
+            }
+        }
+        println!("{step}:");
+        assert_kept(&promised, &upstream, kills);
+    }
+}
+
+#[test]
+fn nothing_accepted_is_lost_by_an_end_at_any_step() {
+    survive_steps(SQLITE, &["read", "commit", "answer", "committed", "leased", "attempted", "settled"]);
+}
+
+/// The system calls of the service say that the commit is on the disk before the sender is told so.
+#[test]
+fn each_202_follows_a_flush_of_the_disk() {
+    if cannot("strace") {
+        return;
+    }
+    const CALLS: &str = "trace=recvfrom,read,fsync,fdatasync,writev,sendto,write";
+
+    let upstream = Upstream::always(Reply::ok());
+    let mut hookgate = setup(SQLITE, &upstream)
+        .launched_by(&["strace", "-D", "-f", "-s", "64", "-e", CALLS, "-o", "{dir}/calls"])
+        .start();
+    let mut connection = Connection::open(hookgate.address());
+    for _ in 0..20 {
+        connection.send(&Delivery::good().bytes());
+        assert_eq!(connection.answer().said(), (202, "queued"));
+    }
+    upstream.wait_for(20);
+    drop(connection);
+    hookgate.signal("TERM");
+    hookgate.wait_exit();
+    let path = hookgate.dir().join("calls");
+    let calls = eventually("the tracer's last line", || {
+        let calls = std::fs::read_to_string(&path).unwrap();
+        calls.contains("+++ exited with").then_some(calls)
+    });
+    let (mut answers, mut flushed) = (0, false);
+    for call in calls.lines() {
+        // A call that another thread interrupts in the trace is done where it is resumed.
+        let done = !call.contains("<unfinished");
+        if call.contains("POST /hook HTTP/1.1") {
+            flushed = false;
+        } else if done && (call.contains("fdatasync") || call.contains("fsync")) && call.ends_with("= 0") {
+            flushed = true;
+        } else if call.contains("HTTP/1.1 202 ") {
+            assert!(flushed, "a 202 before the flush:\n{calls}");
+            answers += 1;
+        }
+    }
+    assert_eq!(answers, 20, "{calls}");
+}

@@ -1,0 +1,245 @@
+//! What happens to the queue's disk: full, read-only, at its limit, gone. What was accepted stays, what cannot be committed is
+//! refused, and when the disk is there again the service goes on by itself.
+
+use std::{fs, path::PathBuf, process::Command};
+
+use crate::support::{
+    Delivery, Hookgate, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually, program,
+};
+
+const APP: [(&str, &str); 2] = [("webhook", "webhook-1"), ("destination", "destination-1")];
+
+/// A service whose queue lies on a file system of 4 MiB that nobody else sees.
+fn on_a_small_disk(upstream: &Upstream) -> Hookgate {
+    queued("/mnt/queue.db", upstream)
+        .launched_by(&["bwrap", "--dev-bind", "/", "/", "--size", "4194304", "--tmpfs", "/mnt"])
+        .start()
+}
+
+fn queued(path: &str, upstream: &Upstream) -> Setup {
+    let queue = format!("[queue]\npath = {path:?}\nbackoff = {{ initial = \"10ms\", max = \"100ms\" }}");
+    Setup::bare().section(&queue).with(Webhook::to(&upstream.url()))
+}
+
+/// The process of the service, which the launcher has started.
+fn service(hookgate: &Hookgate) -> u32 {
+    let mut id = hookgate.id();
+    loop {
+        let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+        match children.split_whitespace().next() {
+            Some(child) => id = child.parse().unwrap(),
+            None => return id,
+        }
+    }
+}
+
+fn disk(hookgate: &Hookgate) -> PathBuf {
+    format!("/proc/{}/root/mnt", service(hookgate)).into()
+}
+
+/// Sends until it is refused because of the queue; what was accepted before.
+#[track_caller]
+fn fill(hookgate: &Hookgate) -> Vec<String> {
+    let mut accepted = Vec::new();
+    loop {
+        let delivery = Delivery::good_with(&"x".repeat(50_000));
+        let answer = hookgate.send(&delivery);
+        if answer.status != 202 {
+            answer.assert_refused(503, "queue_unavailable");
+            assert!(answer.header("retry-after").is_some());
+            return accepted;
+        }
+        accepted.push(delivery.header_value("pulumi-webhook-id").to_owned());
+        assert!(accepted.len() < 1000, "it is never full");
+    }
+}
+
+#[track_caller]
+fn assert_all_arrive(upstream: &Upstream, accepted: &[String]) {
+    eventually("every accepted delivery arrives", || {
+        let seen = upstream.requests();
+        let arrived =
+            |id: &String| seen.iter().any(|request| request.header("pulumi-webhook-id") == Some(id));
+        accepted.iter().all(arrived).then_some(())
+    });
+}
+
+#[track_caller]
+fn assert_ready(hookgate: &Hookgate, ready: bool) {
+    let what = format!("ready: {ready}");
+    let text = eventually(&what, || {
+        let answer = hookgate.ops("/readyz");
+        ((answer.status == 200) == ready).then(|| answer.text())
+    });
+    if !ready {
+        assert!(text.contains("queue"), "{text}");
+    }
+    assert_eq!(hookgate.ops("/livez").status, 200);
+}
+
+#[test]
+fn a_full_disk_refuses_and_loses_nothing() {
+    if cannot("mount") {
+        return;
+    }
+    let upstream = Upstream::always(Reply::status(503));
+    let hookgate = on_a_small_disk(&upstream);
+    let accepted = fill(&hookgate);
+    assert!(accepted.len() > 5, "{}", accepted.len());
+    assert_ready(&hookgate, false);
+    // What makes attempts cannot record them now, and makes no more of them than there are places.
+    upstream.now(|_| Reply::ok());
+    let all: usize = fs::read_dir(disk(&hookgate))
+        .unwrap()
+        .map(|file| usize::try_from(file.unwrap().metadata().unwrap().len()).unwrap())
+        .sum();
+    assert!(all <= 4 << 20, "{all}");
+    let mount = Command::new("nsenter")
+        .args(["-t", &service(&hookgate).to_string(), "-m", "mount", "-o", "remount,size=64m", "/mnt"])
+        .output()
+        .unwrap();
+    assert!(mount.status.success(), "{mount:?}");
+    assert_ready(&hookgate, true);
+    let late = Delivery::good();
+    assert_eq!(hookgate.send(&late).said(), (202, "queued"));
+    assert_all_arrive(&upstream, &accepted);
+    hookgate.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+}
+
+/// A file system of its own, on a file.
+struct Disk(TempDir);
+
+impl Disk {
+    fn new() -> Self {
+        let disk = Self(TempDir::new());
+        let image = disk.0.path().join("image");
+        fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
+        done(Command::new("mkfs.ext4").arg("-q").arg(&image));
+        fs::create_dir(disk.at()).unwrap();
+        disk.mount();
+        disk
+    }
+
+    fn at(&self) -> PathBuf {
+        self.0.path().join("mounted")
+    }
+
+    fn mount(&self) {
+        done(Command::new("mount").args(["-o", "loop"]).arg(self.0.path().join("image")).arg(self.at()));
+    }
+
+    fn unmount(&self) {
+        done(Command::new("umount").arg(self.at()));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").args(["-l", "-q"]).arg(self.at()).status());
+    }
+}
+
+#[track_caller]
+fn done(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+}
+
+/// What a kernel does when a disk fails: the file system takes no more writes.
+#[test]
+fn a_disk_that_turns_read_only_refuses_and_what_was_accepted_is_still_there() {
+    if cannot("mount") {
+        return;
+    }
+    let disk = Disk::new();
+    let upstream = Upstream::always(Reply::status(503));
+    let path = disk.at().join("queue.db");
+    let hookgate = queued(path.to_str().unwrap(), &upstream).start();
+    let waiting = Delivery::good();
+    assert_eq!(hookgate.send(&waiting).said(), (202, "queued"));
+    done(Command::new("mount").args(["-o", "remount,abort"]).arg(disk.at()));
+    assert_eq!(fill(&hookgate), Vec::<String>::new());
+    assert_ready(&hookgate, false);
+    drop(hookgate);
+    disk.unmount();
+    // 1: it was repaired.
+    let check = Command::new("e2fsck").arg("-fy").arg(disk.0.path().join("image")).output().unwrap();
+    assert!(matches!(check.status.code(), Some(0 | 1)), "{check:?}");
+    disk.mount();
+    upstream.now(|_| Reply::ok());
+    let hookgate = queued(path.to_str().unwrap(), &upstream).start();
+    hookgate.wait_for_metric("hookgate_attempts_total", &[APP[0], APP[1], ("result", "delivered")], 1.0);
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+}
+
+/// A disk that takes its time: nobody waits for ever, and what was promised is what is there.
+#[test]
+fn a_slow_disk_refuses_in_time_and_recovers() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = queued("{dir}/queue.db", &upstream)
+        .environment("FAILPOINTS", "commit=2*off->1*sleep(9000)->off")
+        .start();
+    let mut refused = 0;
+    while refused == 0 {
+        let answer = hookgate.send(&Delivery::good());
+        if answer.status != 202 {
+            answer.assert_refused(503, "queue_unavailable");
+            refused += 1;
+        }
+    }
+    assert_ready(&hookgate, false);
+    assert_ready(&hookgate, true);
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_refuses_and_kills_nobody() {
+    let upstream = Upstream::always(Reply::status(503));
+    let hookgate =
+        queued("{dir}/queue.db", &upstream).launched_by(&["prlimit", "--fsize=3000000:unlimited"]).start();
+    let accepted = fill(&hookgate);
+    assert!(accepted.len() > 5, "{}", accepted.len());
+    assert_ready(&hookgate, false);
+    let raised = Command::new("prlimit")
+        .args(["--pid", &hookgate.id().to_string(), "--fsize=unlimited:unlimited"])
+        .status()
+        .unwrap();
+    assert!(raised.success());
+    upstream.now(|_| Reply::ok());
+    assert_ready(&hookgate, true);
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+    assert_all_arrive(&upstream, &accepted);
+}
+
+#[test]
+fn a_removed_file_is_put_back_and_its_deliveries_survive_a_kill() {
+    let upstream = Upstream::always(Reply::status(503));
+    let mut hookgate = queued("{dir}/queue.db", &upstream).start();
+    let waiting = Delivery::good();
+    assert_eq!(hookgate.send(&waiting).said(), (202, "queued"));
+    for name in ["queue.db", "queue.db-wal", "queue.db-shm"] {
+        fs::remove_file(hookgate.dir().join(name)).unwrap();
+    }
+    hookgate.wait_for_line(|line| line.contains("put back"));
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+    hookgate.restart("KILL");
+    upstream.now(|_| Reply::ok());
+    assert_all_arrive(&upstream, &[waiting.header_value("pulumi-webhook-id").to_owned()]);
+    hookgate.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+}
+
+#[test]
+fn a_file_that_cannot_be_used_is_a_mistake_of_the_configuration() {
+    let upstream = Upstream::always(Reply::ok());
+    let setup = queued("{dir}/queue.db", &upstream)
+        .file("queue.db", "no database at all, and long enough to be read");
+    let config = setup.write();
+    let output = program().arg("run").arg("--config").arg(&config).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("queue.db is damaged"), "{errors}");
+    assert_eq!(
+        fs::read_to_string(setup.dir().join("queue.db")).unwrap(),
+        "no database at all, and long enough to be read"
+    );
+}
