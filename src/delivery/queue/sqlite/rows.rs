@@ -170,8 +170,9 @@ pub(super) fn condition(filter: &Filter) -> (String, Vec<Value>) {
     let time = |time: &SystemTime| Value::from(to_millis(*time));
     let mut all = All { text: "1".into(), values: Vec::new() };
     all.any(ids.iter().flat_map(|id| {
+        // Both alternatives are of one table: else SQLite reads every job instead of looking them up.
         let job = id.parse().ok().map(|Key { delivery, recipient }| {
-            ("(job.delivery = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
+            ("(delivery.number = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
         });
         let by_id = ("(delivery.id_hash = ? AND delivery.id = ?)", vec![hash_of(id).into(), text(id)]);
         std::iter::once(by_id).chain(job)

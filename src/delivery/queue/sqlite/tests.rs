@@ -303,3 +303,24 @@ async fn jobs_go_back_when_nobody_waits_for_their_lease_any_more() {
     let leases = timeout(Duration::from_secs(20), queue.lease(&to, policy, 1)).await.unwrap().unwrap();
     assert_eq!(leases.len(), 1);
 }
+
+/// Whoever asks for a delivery by its ID does not wait for a million others to be read.
+#[tokio::test]
+async fn an_id_is_looked_up() {
+    let folder = Folder::new();
+    drop(folder.open());
+    let connection = Connection::open(folder.queue()).unwrap();
+    let filter = Filter { ids: vec!["0b5c64a1".into(), "1042-1".into()], ..Filter::default() };
+    let (condition, values) = rows::condition(&filter);
+    let sql = format!(
+        "EXPLAIN QUERY PLAN SELECT {} FROM {} WHERE {condition} ORDER BY job.delivery DESC",
+        rows::RECORD,
+        rows::TABLES
+    );
+    let mut statement = connection.prepare(&sql).unwrap();
+    let plan =
+        statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
+    let plan = plan.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
+    assert!(plan.contains("delivery_by_id"), "{plan}");
+    assert!(!plan.contains("SCAN job") && !plan.contains("SCAN delivery"), "{plan}");
+}
