@@ -116,8 +116,6 @@ pub struct Sqlite {
     reads: mpsc::Sender<Read>,
     /// Policies under which the jobs of recipients are arranged.
     arranged: Mutex<HashMap<Recipient, Policy>>,
-    /// Held as long as the service runs. `None`: a command beside it.
-    _lock: Option<File>,
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
@@ -200,8 +198,7 @@ impl Sqlite {
             reader: Mutex::new(Some(reader)),
             committing: Mutex::default(),
         });
-        let serves = lock.is_some();
-        let writer = writer::Writer::try_new(connection, Arc::clone(&shared), serves)
+        let writer = writer::Writer::try_new(connection, Arc::clone(&shared), lock)
             .map_err(|error| unusable(error.to_string()))?;
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
@@ -211,7 +208,7 @@ impl Sqlite {
         spawn("queue-writer", Box::new(move || writer.run(inbox)))?;
         let reading = Arc::clone(&shared);
         spawn("queue-reader", Box::new(move || read(&reading, orders)))?;
-        Ok(Self { shared, commands, reads, arranged: Mutex::default(), _lock: lock })
+        Ok(Self { shared, commands, reads, arranged: Mutex::default() })
     }
 
     /// Has the writer do something, and waits until it is committed.
@@ -257,7 +254,8 @@ impl Sqlite {
         let mut bell = self.shared.bell(recipient);
         loop {
             bell.mark_unchanged();
-            let (shared, commands, to) = (Arc::clone(&self.shared), self.commands.clone(), recipient.clone());
+            let (shared, commands, to) =
+                (Arc::clone(&self.shared), self.commands.downgrade(), recipient.clone());
             // They are leases before they leave the reader: whoever waited may be gone, and they go back then.
             let leasing = self.read(move |connection| {
                 let Leasing { jobs, next_due } = reader::lease(connection, &shared, &to, max)?;
@@ -351,13 +349,15 @@ struct Holding {
     key: Key,
     in_order: bool,
     shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
+    /// A lease does not keep the engine alive.
+    commands: mpsc::WeakSender<Command>,
 }
 
 impl Hold for Holding {
     fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
         let Self { key, in_order, shared, commands } = *self;
         Box::pin(async move {
+            let Some(commands) = commands.upgrade() else { return Err(ended()) };
             // From here on the writer ends the lease, whoever still waits for it.
             let settled =
                 order(&commands, |done| Command::Settle { key, in_order, verdict, attempt, done }).await;

@@ -112,8 +112,8 @@ pub(super) struct Writer {
     /// Absent while the file is put back, and after that failed.
     connection: Option<Connection>,
     shared: Arc<Shared>,
-    /// Runs the service, and not a command beside it.
-    serves: bool,
+    /// Held as long as the service runs. `None`: a command beside it, which does not look after the file.
+    lock: Option<File>,
     runtime: Runtime,
     /// Device and inode of the file that is open.
     file: (u64, u64),
@@ -126,7 +126,11 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn try_new(connection: Connection, shared: Arc<Shared>, serves: bool) -> io::Result<Self> {
+    pub(super) fn try_new(
+        connection: Connection,
+        shared: Arc<Shared>,
+        lock: Option<File>,
+    ) -> io::Result<Self> {
         let failed = |error: rusqlite::Error| io::Error::other(error);
         let file = identity(&shared.path)?;
         recount(&connection, &shared).map_err(failed)?;
@@ -135,7 +139,7 @@ impl Writer {
         let connection = Some(connection);
         let (numbers, kept) = (HashMap::new(), Vec::new());
         let looked = Instant::now();
-        Ok(Self { connection, shared, serves, runtime, file, numbers, kept, version, looked })
+        Ok(Self { connection, shared, lock, runtime, file, numbers, kept, version, looked })
     }
 
     /// Works until nobody can send commands any more, or one says that it is the last.
@@ -166,7 +170,7 @@ impl Writer {
                 });
                 return;
             }
-            if self.serves && self.looked.elapsed() >= LOOK_AFTER {
+            if self.lock.is_some() && self.looked.elapsed() >= LOOK_AFTER {
                 self.look_after();
             }
         }
@@ -290,7 +294,7 @@ impl Writer {
 
     /// Makes sure that what is written goes into the file that the next start will open.
     fn check_file(&mut self) -> Result<(), QueueError> {
-        if !self.serves || (self.connection.is_some() && self.shared.is_in_place(self.file)) {
+        if self.lock.is_none() || (self.connection.is_some() && self.shared.is_in_place(self.file)) {
             return Ok(());
         }
         let path = self.shared.path.clone();
