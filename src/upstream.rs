@@ -30,7 +30,7 @@ use crate::tls;
 pub const MAX_ANSWER: usize = 64 << 10;
 
 /// Idle connections that a lane keeps. Lanes are few and webhooks are rare: more would only grow stale.
-const MAX_IDLE: usize = 64;
+const MAX_IDLE: usize = 256;
 
 /// After this long an idle connection is not used again: whoever stands between may have forgotten it.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(60);

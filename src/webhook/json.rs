@@ -43,6 +43,8 @@ impl de::Error for Error {
 pub(super) struct Reader<'de> {
     text: &'de str,
     at: usize,
+    /// There is no control character in the whole text, so that strings need not be searched for them.
+    clean: bool,
 }
 
 /// A string as it is in the text.
@@ -53,8 +55,8 @@ enum Text<'de> {
 }
 
 impl<'de> Reader<'de> {
-    pub(super) const fn new(text: &'de str) -> Self {
-        Self { text, at: 0 }
+    pub(super) fn new(text: &'de str) -> Self {
+        Self { text, at: 0, clean: is_clean(text.as_bytes()) }
     }
 
     /// Line and column of the place, from 1; columns in bytes.
@@ -110,8 +112,7 @@ impl<'de> Reader<'de> {
             let rest = self.text.as_bytes().get(self.at..).unwrap_or_default();
             let length = memchr::memchr2(b'"', b'\\', rest).ok_or(Error::Syntax)?;
             let (plain, rest) = rest.split_at(length);
-            // Without a way out of the loop, so that the compiler takes many bytes at a time.
-            if !plain.iter().fold(true, |clean, byte| clean & (*byte >= b' ')) {
+            if !self.clean && !is_clean(plain) {
                 return Err(Error::Syntax);
             }
             self.at += length + 1;
@@ -193,6 +194,11 @@ impl<'de> Reader<'de> {
             }
         }
     }
+}
+
+/// Without control characters. The loop has no way out, so that the compiler takes many bytes at a time.
+fn is_clean(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |clean, byte| clean & (*byte >= b' '))
 }
 
 impl<'de> Deserializer<'de> for &mut Reader<'de> {
