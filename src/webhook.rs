@@ -10,7 +10,6 @@ pub mod signature;
 pub mod headers;
 
 pub mod event;
-mod json;
 pub mod payload;
 
 pub mod filter;

@@ -14,7 +14,6 @@ use serde::{
 use super::{
     event::{EVENTS, Event, Field, Kind, MARKERS, Mark},
     headers::{DeliveryId, EventKind},
-    json::{self, Reader},
     signature::VerifiedBody,
 };
 
@@ -250,18 +249,17 @@ struct Reference<'a> {
 
 impl<'a> Payload<'a> {
     fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
-        // The whole body is checked here because members that are skipped are not looked into.
+        // The whole body is checked here because serde_json does not look into members that are skipped.
         let text = str::from_utf8(body).or(Err(PayloadError::NotUtf8))?;
         // Derived readers take a sequence for a struct; Pulumi never sends one.
         if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
             return Err(PayloadError::NotAnObject);
         }
-        let mut reader = Reader::new(text);
-        let read = Self::deserialize(&mut reader).and_then(|payload| reader.end().map(|()| payload));
-        read.map_err(|error| {
-            let (line, column) = reader.place();
-            let what = if error == json::Error::Unwanted { "a key given twice" } else { "wrong syntax" };
-            PayloadError::Syntax { what, line, column }
+        serde_json::from_str(text).map_err(|error| PayloadError::Syntax {
+            // serde_json's message can repeat a key of the body, so it stays here.
+            what: if error.is_data() { "a key given twice" } else { "wrong syntax" },
+            line: error.line(),
+            column: error.column(),
         })
     }
 
