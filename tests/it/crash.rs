@@ -14,8 +14,8 @@ use std::{
 };
 
 use crate::support::{
-    Address, Connection, Delivery, Hookgate, Instant, Reply, Request, Setup, Upstream, Webhook, cannot,
-    eventually,
+    Address, Connection, Delivery, Hookgate, Instant, NatsServer, Reply, Request, Setup, Upstream, Webhook,
+    cannot, eventually,
 };
 
 /// Kills without a word in the environment.
@@ -195,6 +195,94 @@ fn survive_steps(queue: &str, steps: &[&str]) {
 #[test]
 fn nothing_accepted_is_lost_by_an_end_at_any_step() {
     survive_steps(SQLITE, &["read", "commit", "answer", "committed", "leased", "attempted", "settled"]);
+}
+
+fn on(nats: &NatsServer) -> String {
+    format!(
+        "[queue]\nstore = \"nats\"\nurl = {:?}\nbackoff = {{ initial = \"10ms\", max = \"50ms\" }}",
+        nats.url()
+    )
+}
+
+#[test]
+fn nothing_accepted_is_lost_on_nats_by_kills_at_random_moments() {
+    let nats = NatsServer::start();
+    survive_kills(&on(&nats));
+}
+
+/// Between commit and record there is nothing of its own: what is published is committed.
+#[test]
+fn nothing_accepted_is_lost_on_nats_by_an_end_at_any_step() {
+    let nats = NatsServer::start();
+    survive_steps(&on(&nats), &["read", "committed", "leased", "attempted", "settled"]);
+}
+
+/// What the server has acknowledged it has, and what is under way meanwhile is refused and not lost.
+#[test]
+fn nothing_accepted_is_lost_when_the_nats_server_is_killed() {
+    let mut nats = NatsServer::start();
+    let upstream = moody();
+    let hookgate = setup(&on(&nats), &upstream).start();
+    let senders = Senders::start(&hookgate);
+    let mut random = fastrand::Rng::with_seed(7);
+    let kills = 5;
+    for _ in 0..kills {
+        thread::park_timeout(Duration::from_millis(random.u64(200..600)));
+        nats.restart();
+        eventually("it is ready again", || (hookgate.ops("/readyz").status == 200).then_some(()));
+    }
+    let promised = senders.end();
+    assert_kept(&promised, &upstream, kills);
+}
+
+/// Three services on one queue: each delivery is made once, and when one of them is killed nothing is lost.
+#[test]
+fn replicas_share_the_work_and_one_may_die() {
+    let nats = NatsServer::start();
+    let upstream = Upstream::always(Reply::ok());
+    let replicas: Vec<_> = (0..3).map(|_| setup(&on(&nats), &upstream).start()).collect();
+    for replica in &replicas {
+        eventually("it is ready", || (replica.ops("/readyz").status == 200).then_some(()));
+    }
+    let deliveries: Vec<_> = (0..150).map(|number| format!("shared-{number}")).collect();
+    for (id, replica) in deliveries.iter().zip(replicas.iter().cycle()) {
+        assert_eq!(try_to_send(&Delivery::good().id(id), replica.address()), Some(202));
+    }
+    // A copy is known whichever replica it comes to.
+    replicas[1].send(&Delivery::good().id("shared-0")).assert_own("duplicate");
+    let seen = upstream.wait_for(150);
+    for replica in &replicas {
+        replica.wait_for_metric(
+            "hookgate_queue_depth",
+            &[("webhook", "esc"), ("destination", "destination-1")],
+            0.0,
+        );
+    }
+    let mut ids: Vec<_> = seen.iter().map(|request| id(request).to_owned()).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!((ids.len(), upstream.requests().len()), (150, 150));
+    let shares: Vec<_> = replicas
+        .iter()
+        .map(|replica| {
+            let labels = [("webhook", "esc"), ("destination", "destination-1"), ("result", "delivered")];
+            replica.metrics().value("hookgate_attempts_total", &labels).unwrap()
+        })
+        .collect();
+    assert!(shares.iter().all(|share| *share > 0.0), "{shares:?}");
+
+    let mut promised = Vec::new();
+    for number in 0..60 {
+        let id = format!("survivor-{number}");
+        let replica = &replicas[number % 3];
+        if number == 30 {
+            replicas[0].signal("KILL");
+        }
+        if try_to_send(&Delivery::good().id(&id), replica.address()) == Some(202) {
+            promised.push(id);
+        }
+    }
+    assert_kept(&promised, &upstream, 1);
 }
 
 /// The system calls of the service say that the commit is on the disk before the sender is told so.
