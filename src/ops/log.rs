@@ -55,7 +55,7 @@ impl fmt::Debug for Control {
 }
 
 /// What a level lets through. The client of NATS speaks of each try to connect; what there is to say of it, the queue says.
-fn filter(level: &str) -> EnvFilter {
+fn filter_of(level: &str) -> EnvFilter {
     const NATS: &str = "async_nats";
     let filter = EnvFilter::builder().parse_lossy(level);
     match format!("{NATS}=off").parse() {
@@ -73,12 +73,12 @@ pub fn subscriber(
 ) -> (impl Subscriber + Send + Sync + use<>, Control) {
     let ruled = rust_log.and_then(|directives| EnvFilter::builder().parse(directives).ok());
     let rules = ruled.is_some();
-    let filter = ruled.unwrap_or_else(|| filter(&settings.level));
+    let filter = ruled.unwrap_or_else(|| filter_of(&settings.level));
     let (filter, handle) = reload::Layer::new(filter);
     let control = Control(Box::new(move |level| {
         if !rules {
             // It fails only when the subscriber is gone, and then there is no log to set.
-            drop(handle.reload(filter(level)));
+            drop(handle.reload(filter_of(level)));
         }
     }));
     let lines = tracing_subscriber::fmt::layer()

@@ -296,6 +296,11 @@ impl Hookgate {
         (self.child, self.log, self.errors) = launch(&self.setup, &self.config);
     }
 
+    /// The next start does without this variable.
+    pub(crate) fn forget(&mut self, variable: &str) {
+        self.setup.environment.retain(|(name, _)| name != variable);
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
