@@ -31,10 +31,14 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use self::{reader::Leasing, rows::Key, writer::Command};
+use self::{
+    reader::Leasing,
+    rows::Key,
+    writer::{Command, Done},
+};
 use super::{
     Answer, Attempt, Delivery, Depth, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
-    QueueError, Recipient, Record, Retention, Stock, Verdict,
+    QueueError, Recipient, Record, Retention, State, Stock, Verdict,
 };
 
 /// Commands that wait for the writer at most. Whoever comes then waits for room.
@@ -42,6 +46,9 @@ const WAITING_COMMANDS: usize = 1024;
 
 /// Reads that wait at most.
 const WAITING_READS: usize = 256;
+
+/// Jobs that are changed in one transaction at most when many are.
+const PORTION: usize = 500;
 
 /// How long a lease waits before it looks for what another process has changed.
 const LOOK: Duration = Duration::from_millis(500);
@@ -233,6 +240,22 @@ impl Sqlite {
         }
     }
 
+    /// Changes all jobs that a filter means, in portions: nobody who wants to commit waits for all of them. A job that is in
+    /// another state when its turn comes is left alone.
+    async fn change(
+        &self,
+        filter: &Filter,
+        command: fn(Vec<Key>, Vec<State>, Done<u64>) -> Command,
+    ) -> Result<u64, QueueError> {
+        let (all, states) = (filter.clone(), &filter.states);
+        let keys = self.read(move |connection| reader::keys(connection, &all)).await?;
+        let mut count = 0;
+        for portion in keys.chunks(PORTION) {
+            count += self.write(|done| command(portion.to_vec(), states.clone(), done)).await?;
+        }
+        Ok(count)
+    }
+
     /// The jobs in the file were put there under the policy that was in force then.
     async fn arrange(&self, recipient: &Recipient, policy: Policy) -> Result<(), QueueError> {
         if lock_of(&self.arranged).get(recipient) == Some(&policy) {
@@ -325,13 +348,11 @@ impl Queue for Sqlite {
     }
 
     fn redeliver<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        let filter = filter.clone();
-        Box::pin(self.write(move |done| Command::Redeliver { filter, done }))
+        Box::pin(self.change(filter, |keys, states, done| Command::Redeliver { keys, states, done }))
     }
 
     fn purge<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        let filter = filter.clone();
-        Box::pin(self.write(move |done| Command::Purge { filter, done }))
+        Box::pin(self.change(filter, |keys, states, done| Command::Purge { keys, states, done }))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

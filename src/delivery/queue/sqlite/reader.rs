@@ -109,6 +109,15 @@ pub(super) fn list(connection: &Connection, filter: &Filter, max: usize) -> rusq
     statement.query_map(params_from_iter(values), rows::record)?.collect()
 }
 
+/// All jobs that a filter means.
+pub(super) fn keys(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<Key>> {
+    let (condition, values) = rows::condition(filter);
+    let sql = format!("SELECT job.delivery, job.recipient FROM {} WHERE {condition}", rows::TABLES);
+    let mut statement = connection.prepare(&sql)?;
+    let key = |row: &rusqlite::Row<'_>| Ok(Key { delivery: row.get(0)?, recipient: row.get(1)? });
+    statement.query_map(params_from_iter(values), key)?.collect()
+}
+
 /// One job.
 pub(super) fn show(connection: &Connection, id: &JobId) -> rusqlite::Result<Option<Details>> {
     let Ok(key) = id.0.parse::<Key>() else { return Ok(None) };

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
     destination::Parcel,
-    queue::{Attempt, Death, Filter, Job, JobId, Recipient, Record, State},
+    queue::{Attempt, Death, Filter, Job, JobId, NoState, Recipient, Record, State},
 };
 
 /// The primary key of a job: the numbers of delivery and recipient.
@@ -126,11 +126,15 @@ pub(super) const TABLES: &str = "job \
     JOIN delivery ON delivery.number = job.delivery \
     JOIN recipient ON recipient.number = job.recipient";
 
+/// Reads a state by its name.
+pub(super) fn state(name: &str) -> rusqlite::Result<State> {
+    name.parse().map_err(|error| FromSqlError::Other(Box::<NoState>::new(error)).into())
+}
+
 /// Reads [`RECORD`].
 pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
     let key = Key { delivery: row.get(0)?, recipient: row.get(1)? };
-    let state: String = row.get(4)?;
-    let state = state.parse::<State>().map_err(|error| FromSqlError::Other(Box::new(error)))?;
+    let state = state(&row.get::<_, String>(4)?)?;
     let death: Option<String> = row.get(5)?;
     let waits = state == State::Waiting;
     Ok(Record {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 
 use super::*;
-use crate::delivery::{destination::Parcel, queue::State};
+use crate::delivery::destination::Parcel;
 
 /// A folder of its own for each test, gone at the end.
 struct Folder(PathBuf);

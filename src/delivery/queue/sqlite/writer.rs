@@ -12,9 +12,7 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params, params_from_iter,
-};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{mpsc, oneshot},
@@ -28,8 +26,7 @@ use super::{
     schema, unavailable,
 };
 use crate::delivery::queue::{
-    Attempt, Delivery, Depth, Enqueued, Filter, Health, MAX_ANSWER, Policy, QueueError, Recipient, State,
-    Verdict,
+    Attempt, Delivery, Depth, Enqueued, Health, MAX_ANSWER, Policy, QueueError, Recipient, State, Verdict,
 };
 
 /// Commands of one transaction.
@@ -45,15 +42,15 @@ const SWEEP: usize = 2_000;
 const OVERHEAD: u64 = 2 << 10;
 
 /// Where the answer to a command goes.
-type Done<T> = oneshot::Sender<Result<T, QueueError>>;
+pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What the writer is told.
 pub(super) enum Command {
     Enqueue { delivery: Box<Delivery>, digest: [u8; 32], done: Done<Enqueued> },
     Settle { key: Key, in_order: bool, verdict: Verdict, attempt: Option<Attempt>, done: Done<()> },
     Arrange { recipient: Recipient, in_order: bool, done: Done<()> },
-    Redeliver { filter: Filter, done: Done<u64> },
-    Purge { filter: Filter, done: Done<u64> },
+    Redeliver { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
+    Purge { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
     Close { done: Done<()> },
 }
 
@@ -89,8 +86,6 @@ impl Command {
 struct Effects {
     /// Changes of the numbers of waiting and dead jobs.
     changes: HashMap<Recipient, (i64, i64)>,
-    /// Changes that are not known one by one.
-    recount: bool,
     /// Recipients that may have a due job now.
     ring: HashSet<Recipient>,
     /// Leases that have ended.
@@ -268,17 +263,14 @@ impl Writer {
             held.leased.remove(key);
         }
         drop(held);
-        if effects.recount {
-            self.recount();
-        } else {
-            let mut counts = lock_of(&self.shared.counts);
-            for (recipient, (waiting, dead)) in effects.changes {
-                let depth = counts.depths.entry(recipient).or_default();
-                depth.waiting = depth.waiting.saturating_add_signed(waiting);
-                depth.dead = depth.dead.saturating_add_signed(dead);
-            }
-            counts.dead_dropped += effects.dead_dropped;
+        let mut counts = lock_of(&self.shared.counts);
+        for (recipient, (waiting, dead)) in effects.changes {
+            let depth = counts.depths.entry(recipient).or_default();
+            depth.waiting = depth.waiting.saturating_add_signed(waiting);
+            depth.dead = depth.dead.saturating_add_signed(dead);
         }
+        counts.dead_dropped += effects.dead_dropped;
+        drop(counts);
         for recipient in &effects.ring {
             self.shared.ring(recipient);
         }
@@ -441,8 +433,8 @@ impl Work<'_> {
                 self.arrange(recipient, *in_order)?;
                 Ok(Executed::Done)
             }
-            Command::Redeliver { filter, .. } => self.redeliver(filter).map(Executed::Count),
-            Command::Purge { filter, .. } => self.purge(filter).map(Executed::Count),
+            Command::Redeliver { keys, states, .. } => self.redeliver(keys, states).map(Executed::Count),
+            Command::Purge { keys, states, .. } => self.purge(keys, states).map(Executed::Count),
             Command::Close { .. } => Ok(Executed::Done),
         }
     }
@@ -790,48 +782,59 @@ impl Work<'_> {
         Ok(())
     }
 
-    fn redeliver(&mut self, filter: &Filter) -> rusqlite::Result<u64> {
-        let keys = self.keys(filter)?;
-        let mut at_once = self.transaction.prepare(
-            "UPDATE job SET due = ?1, blocked = 0 WHERE delivery = ?2 AND recipient = ?3 AND state = 'waiting'",
-        )?;
-        let mut revive = self
-            .transaction
-            .prepare(&format!("{REVIVE} AND delivery = ?2 AND recipient = ?3 AND state <> 'waiting'"))?;
-        for key in &keys {
+    /// Lets those go that are still in one of these states; none: in any.
+    fn redeliver(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
+        let mut count = 0;
+        for key in keys {
+            let Some((state, _)) = self.state_of(*key, states)? else { continue };
+            let recipient = self.name_of(*key)?;
             let parameters = [self.now, key.delivery, key.recipient];
-            if at_once.execute(parameters)? == 0 {
-                revive.execute(parameters)?;
+            if state == State::Waiting {
+                self.transaction
+                    .prepare_cached(
+                        "UPDATE job SET due = ?1, blocked = 0 WHERE delivery = ?2 AND recipient = ?3",
+                    )?
+                    .execute(parameters)?;
+            } else {
+                self.transaction
+                    .prepare_cached(&format!("{REVIVE} AND delivery = ?2 AND recipient = ?3"))?
+                    .execute(parameters)?;
+                self.effects.change(&recipient, 1, -i64::from(state == State::Dead));
             }
+            self.effects.ring.insert(recipient);
+            count += 1;
         }
-        self.effects.recount = true;
-        Ok(u64::try_from(keys.len()).unwrap_or(u64::MAX))
+        Ok(count)
     }
 
-    fn purge(&mut self, filter: &Filter) -> rusqlite::Result<u64> {
-        let keys = self.keys(filter)?;
-        for key in &keys {
+    /// Forgets those that are still in one of these states; none: in any.
+    fn purge(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
+        let mut count = 0;
+        for key in keys {
+            let Some((state, line)) = self.state_of(*key, states)? else { continue };
+            let recipient = self.name_of(*key)?;
             forget(self.transaction, *key)?;
+            let was = |other| -i64::from(state == other);
+            self.effects.change(&recipient, was(State::Waiting), was(State::Dead));
+            if let Some(line) = line.filter(|_| state == State::Waiting) {
+                self.release_next(key.recipient, &line)?;
+                self.effects.ring.insert(recipient);
+            }
+            count += 1;
         }
-        self.transaction.execute(
-            "UPDATE job SET blocked = 0 WHERE state = 'waiting' AND blocked = 1 AND NOT EXISTS
-                 (SELECT 1 FROM job AS earlier WHERE earlier.recipient = job.recipient AND earlier.line = job.line
-                     AND earlier.state = 'waiting' AND earlier.delivery < job.delivery)",
-            [],
-        )?;
-        self.effects.recount = true;
-        Ok(u64::try_from(keys.len()).unwrap_or(u64::MAX))
+        Ok(count)
     }
 
-    fn keys(&self, filter: &Filter) -> rusqlite::Result<Vec<Key>> {
-        let (condition, values) = rows::condition(filter);
-        let sql = format!("SELECT job.delivery, job.recipient FROM {} WHERE {condition}", rows::TABLES);
-        self.transaction
-            .prepare(&sql)?
-            .query_map(params_from_iter(values), |row| {
-                Ok(Key { delivery: row.get(0)?, recipient: row.get(1)? })
-            })?
-            .collect()
+    /// State and line of a job that is in one of these states; none: in any.
+    fn state_of(&self, key: Key, states: &[State]) -> rusqlite::Result<Option<(State, Option<String>)>> {
+        let found = self
+            .transaction
+            .prepare_cached("SELECT state, line FROM job WHERE delivery = ?1 AND recipient = ?2")?
+            .query_row([key.delivery, key.recipient], |row| {
+                Ok((rows::state(&row.get::<_, String>(0)?)?, row.get(1)?))
+            })
+            .optional()?;
+        Ok(found.filter(|(state, _)| states.is_empty() || states.contains(state)))
     }
 
     fn number_of(&mut self, recipient: &Recipient) -> rusqlite::Result<i64> {
