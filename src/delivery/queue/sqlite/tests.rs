@@ -130,9 +130,11 @@ async fn what_is_not_a_good_queue_is_refused_and_left_alone() {
     fs::remove_file(folder.queue()).unwrap();
 
     drop(folder.open());
-    let connection = Connection::open(folder.queue()).unwrap();
-    connection.execute_batch("PRAGMA user_version = 99; PRAGMA journal_mode = DELETE").unwrap();
-    drop(connection);
+    until("the threads have ended", async || {
+        let connection = Connection::open(folder.queue()).unwrap();
+        connection.execute_batch("PRAGMA user_version = 99; PRAGMA journal_mode = DELETE").is_ok()
+    })
+    .await;
     refused("newer");
     fs::remove_file(folder.queue()).unwrap();
 

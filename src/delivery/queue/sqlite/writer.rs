@@ -157,6 +157,8 @@ impl Writer {
             if let Some(close) = last {
                 inbox.close();
                 let kept = self.kept.len();
+                // The file is free before anybody hears of it.
+                drop(self);
                 close.answer(match kept {
                     0 => Ok(Executed::Done),
                     _ => Err(QueueError::Unavailable(format!(
