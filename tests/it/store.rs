@@ -12,7 +12,17 @@ const APP: [(&str, &str); 2] = [("webhook", "webhook-1"), ("destination", "desti
 /// A service whose queue lies on a file system of 4 MiB that nobody else sees.
 fn on_a_small_disk(upstream: &Upstream) -> Hookgate {
     queued("/mnt/queue.db", upstream)
-        .launched_by(&["bwrap", "--dev-bind", "/", "/", "--size", "4194304", "--tmpfs", "/mnt"])
+        .launched_by(&[
+            "bwrap",
+            "--die-with-parent",
+            "--dev-bind",
+            "/",
+            "/",
+            "--size",
+            "4194304",
+            "--tmpfs",
+            "/mnt",
+        ])
         .start()
 }
 
