@@ -57,9 +57,10 @@ struct Idle {
 
 /// A request as it is sent.
 pub struct OutboundRequest {
-    /// Request line and headers with the empty line behind them, `Content-Length` and `Host` among them.
+    /// Request line and headers with the empty line behind them, `Content-Length` and `Host` among them. The body may
+    /// follow: what is one piece is sent by a cheaper call than what is two.
     pub head: Vec<u8>,
-    /// The body.
+    /// What of the body is not behind the head.
     pub body: Bytes,
 }
 

@@ -60,21 +60,21 @@ impl Outcome {
     }
 }
 
-/// Tries once, as attempt number `number` (from 1). With how long it took.
+/// Tries once, as attempt number `number` (from 1), beginning at `now`. With when it ended.
 pub async fn attempt(
     destination: &Destination,
     parcel: &Parcel,
     number: u32,
     lane: usize,
-) -> (Outcome, Duration) {
-    let began = Instant::now();
+    now: Instant,
+) -> (Outcome, Instant) {
     let request = destination.render(parcel, number);
-    let outcome = match destination.upstream.send(lane, &request, began).await {
+    let outcome = match destination.upstream.send(lane, &request, now).await {
         Ok(reply) if reply.status.is_success() => Outcome::Delivered(reply),
         Ok(reply) => Outcome::Declined(reply),
         Err(error) => Outcome::Failed(error),
     };
-    (outcome, began.elapsed())
+    (outcome, Instant::now())
 }
 
 /// Statuses that speak of the moment and not of the delivery.

@@ -5,7 +5,7 @@
 //! is forgotten, so that a redelivery, which carries the same ID, gets through.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     fmt,
     hash::{BuildHasherDefault, Hasher},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::{sync::oneshot, time::Instant};
-use xxhash_rust::xxh3::xxh3_128_with_seed;
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
 
 /// `[dedupe]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,23 +41,22 @@ pub struct Memory<T> {
 
 #[derive(Debug)]
 struct Table<T> {
-    entries: HashMap<u128, Entry<T>, BuildHasherDefault<Digest>>,
-    /// Delivered ones by age.
-    delivered: VecDeque<(Instant, u128)>,
+    delivering: HashMap<Key, Underway<T>, BuildHasherDefault<Digest>>,
+    /// The digest of each body.
+    delivered: HashMap<Key, u64, BuildHasherDefault<Digest>>,
+    /// The keys of these by age.
+    by_age: VecDeque<(Instant, Key)>,
 }
 
-#[derive(Debug)]
-struct Entry<T> {
-    body: u128,
-    state: State<T>,
-}
+/// A digest of webhook and ID, as two numbers: there are many of them, and a `u128` would be padded.
+type Key = [u64; 2];
 
+/// A delivery that is being delivered now.
 #[derive(Debug)]
-enum State<T> {
-    /// Being delivered; these copies wait for the answer.
-    Delivering(Vec<oneshot::Sender<T>>),
-    /// Delivered.
-    Delivered,
+struct Underway<T> {
+    body: u64,
+    /// Copies that wait for the answer.
+    waiting: Vec<oneshot::Sender<T>>,
 }
 
 /// What is known of a delivery's ID.
@@ -82,31 +81,35 @@ impl<T: Clone> Memory<T> {
     /// An empty memory.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let table = Table { entries: HashMap::default(), delivered: VecDeque::new() };
+        let table =
+            Table { delivering: HashMap::default(), delivered: HashMap::default(), by_age: VecDeque::new() };
         Self { window: settings.window, seed: fastrand::u64(..), table: Mutex::new(table) }
     }
 
-    /// Claims the ID of a delivery of a webhook.
-    pub fn claim(&self, webhook: &str, id: &str, body: &[u8]) -> Claim<'_, T> {
+    /// Claims the ID of a delivery of a webhook at `now`.
+    pub fn claim(&self, webhook: &str, id: &str, body: &[u8], now: Instant) -> Claim<'_, T> {
         if self.window.is_zero() {
             return Claim::New(Delivering { memory: self, key: None });
         }
         // Only verified bodies come here, so nobody can make two of one digest without the secret.
         let key = self.digest(id.as_bytes()) ^ self.digest(webhook.as_bytes()).rotate_left(1);
-        let body = self.digest(body);
+        let (high, low) = (key >> 64, key & u128::from(u64::MAX));
+        let key = [high, low].map(|half| u64::try_from(half).unwrap_or_default());
+        let body = xxh3_64_with_seed(body, self.seed);
         let mut table = self.lock();
-        table.forget(Instant::now(), self.window);
-        match table.entries.get_mut(&key) {
-            None => {
-                table.entries.insert(key, Entry { body, state: State::Delivering(Vec::new()) });
+        table.forget(now, self.window);
+        if let Some(known) = table.delivered.get(&key) {
+            return if *known == body { Claim::Duplicate } else { Claim::Conflict };
+        }
+        match table.delivering.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Underway { body, waiting: Vec::new() });
                 Claim::New(Delivering { memory: self, key: Some(key) })
             }
-            Some(Entry { body: known, state: State::Delivered }) if *known == body => Claim::Duplicate,
-            Some(Entry { state: State::Delivered, .. }) => Claim::Conflict,
-            Some(Entry { body: known, state: State::Delivering(waiting) }) => {
+            Entry::Occupied(mut underway) => {
                 let (sender, answer) = oneshot::channel();
-                waiting.push(sender);
-                Claim::Wait { same: *known == body, answer }
+                underway.get_mut().waiting.push(sender);
+                Claim::Wait { same: underway.get().body == body, answer }
             }
         }
     }
@@ -121,15 +124,26 @@ impl<T: Clone> Memory<T> {
 }
 
 impl<T> Table<T> {
-    /// Forgets what is older than the window, and the oldest of too many.
+    /// Forgets what is older than the window.
     fn forget(&mut self, now: Instant, window: Duration) {
-        while let Some((since, key)) = self.delivered.front() {
-            if now.duration_since(*since) < window && self.delivered.len() <= CAPACITY {
-                return;
-            }
-            self.entries.remove(key);
-            self.delivered.pop_front();
+        while self.by_age.front().is_some_and(|(since, _)| now.duration_since(*since) >= window) {
+            self.forget_oldest();
         }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, key)) = self.by_age.pop_front() {
+            self.delivered.remove(&key);
+        }
+    }
+
+    /// Remembers a delivery, if need be instead of the oldest one.
+    fn remember(&mut self, key: Key, body: u64, now: Instant) {
+        if self.by_age.len() >= CAPACITY {
+            self.forget_oldest();
+        }
+        self.delivered.insert(key, body);
+        self.by_age.push_back((now, key));
     }
 }
 
@@ -139,8 +153,8 @@ struct Digest(u64);
 
 impl Hasher for Digest {
     fn write(&mut self, bytes: &[u8]) {
-        let (low, _) = bytes.split_first_chunk().unwrap_or((&[0; 8], &[]));
-        self.0 ^= u64::from_ne_bytes(*low);
+        let (first, _) = bytes.split_first_chunk().unwrap_or((&[0; 8], &[]));
+        self.0 ^= u64::from_ne_bytes(*first);
     }
 
     fn finish(&self) -> u64 {
@@ -151,27 +165,23 @@ impl Hasher for Digest {
 /// A delivery on its way. Dropped without an answer it is forgotten, and copies that wait try for themselves.
 pub struct Delivering<'m, T: Clone> {
     memory: &'m Memory<T>,
-    key: Option<u128>,
+    key: Option<Key>,
 }
 
 impl<T: Clone> Delivering<'_, T> {
-    /// Ends the delivery: remembers it if the upstream accepted it, and gives copies that wait the answer.
-    pub fn finish(mut self, delivered: bool, answer: &T) {
+    /// Ends the delivery: remembers it if the upstream accepted it, which was at `delivered`, and gives copies that
+    /// wait the answer.
+    pub fn finish(mut self, delivered: Option<Instant>, answer: &T) {
         let Some(key) = self.key.take() else { return };
         let mut table = self.memory.lock();
-        let Some(entry) = table.entries.get_mut(&key) else { return };
-        let was = std::mem::replace(&mut entry.state, State::Delivered);
-        if delivered {
-            table.delivered.push_back((Instant::now(), key));
-        } else {
-            table.entries.remove(&key);
+        let Some(Underway { body, waiting }) = table.delivering.remove(&key) else { return };
+        if let Some(now) = delivered {
+            table.remember(key, body, now);
         }
         drop(table);
-        if let State::Delivering(waiting) = was {
-            for copy in waiting {
-                // A copy whose sender hung up needs no answer.
-                drop(copy.send(answer.clone()));
-            }
+        for copy in waiting {
+            // A copy whose sender hung up needs no answer.
+            drop(copy.send(answer.clone()));
         }
     }
 }
@@ -179,7 +189,7 @@ impl<T: Clone> Delivering<'_, T> {
 impl<T: Clone> Drop for Delivering<'_, T> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            self.memory.lock().entries.remove(&key);
+            self.memory.lock().delivering.remove(&key);
         }
     }
 }
@@ -209,9 +219,13 @@ mod tests {
         Memory::new(Settings { window })
     }
 
+    fn claim<'m>(memory: &'m Memory<u16>, id: &str, body: &[u8]) -> Claim<'m, u16> {
+        memory.claim("w", id, body, Instant::now())
+    }
+
     fn deliver(memory: &Memory<u16>, id: &str, body: &[u8], delivered: bool) {
-        match memory.claim("w", id, body) {
-            Claim::New(delivering) => delivering.finish(delivered, &200),
+        match claim(memory, id, body) {
+            Claim::New(delivering) => delivering.finish(delivered.then(Instant::now), &200),
             other => panic!("{other:?}"),
         }
     }
@@ -220,33 +234,33 @@ mod tests {
     async fn what_was_delivered_is_remembered_for_the_window() {
         let memory = memory(Duration::from_secs(10));
         deliver(&memory, "a", b"1", true);
-        assert!(matches!(memory.claim("w", "a", b"1"), Claim::Duplicate));
-        assert!(matches!(memory.claim("w", "a", b"2"), Claim::Conflict));
-        assert!(matches!(memory.claim("v", "a", b"2"), Claim::New(_)));
+        assert!(matches!(claim(&memory, "a", b"1"), Claim::Duplicate));
+        assert!(matches!(claim(&memory, "a", b"2"), Claim::Conflict));
+        assert!(matches!(memory.claim("v", "a", b"2", Instant::now()), Claim::New(_)));
         tokio::time::advance(Duration::from_secs(10)).await;
-        assert!(matches!(memory.claim("w", "a", b"2"), Claim::New(_)));
+        assert!(matches!(claim(&memory, "a", b"2"), Claim::New(_)));
     }
 
     #[tokio::test]
     async fn what_failed_or_was_given_up_is_forgotten() {
         let memory = memory(Duration::from_secs(10));
         deliver(&memory, "a", b"1", false);
-        drop(memory.claim("w", "a", b"1"));
+        drop(claim(&memory, "a", b"1"));
         deliver(&memory, "a", b"2", true);
-        assert!(matches!(memory.claim("w", "a", b"2"), Claim::Duplicate));
+        assert!(matches!(claim(&memory, "a", b"2"), Claim::Duplicate));
     }
 
     #[tokio::test]
     async fn copies_wait_for_the_first_ones_answer() {
         let memory = memory(Duration::from_secs(10));
-        let Claim::New(first) = memory.claim("w", "a", b"1") else { panic!() };
-        let Claim::Wait { same: true, answer } = memory.claim("w", "a", b"1") else { panic!() };
-        let Claim::Wait { same: false, answer: other } = memory.claim("w", "a", b"2") else { panic!() };
-        first.finish(false, &503);
+        let Claim::New(first) = claim(&memory, "a", b"1") else { panic!() };
+        let Claim::Wait { same: true, answer } = claim(&memory, "a", b"1") else { panic!() };
+        let Claim::Wait { same: false, answer: other } = claim(&memory, "a", b"2") else { panic!() };
+        first.finish(None, &503);
         assert_eq!((answer.await, other.await), (Ok(503), Ok(503)));
 
-        let Claim::New(first) = memory.claim("w", "a", b"1") else { panic!() };
-        let Claim::Wait { answer, .. } = memory.claim("w", "a", b"1") else { panic!() };
+        let Claim::New(first) = claim(&memory, "a", b"1") else { panic!() };
+        let Claim::Wait { answer, .. } = claim(&memory, "a", b"1") else { panic!() };
         drop(first);
         assert!(answer.await.is_err());
     }
@@ -254,11 +268,11 @@ mod tests {
     #[tokio::test]
     async fn without_a_window_nothing_is_remembered() {
         let memory = memory(Duration::ZERO);
-        let first = memory.claim("w", "a", b"1");
-        assert!(matches!(memory.claim("w", "a", b"1"), Claim::New(_)));
+        let first = claim(&memory, "a", b"1");
+        assert!(matches!(claim(&memory, "a", b"1"), Claim::New(_)));
         drop(first);
         deliver(&memory, "a", b"1", true);
-        assert!(matches!(memory.claim("w", "a", b"2"), Claim::New(_)));
+        assert!(matches!(claim(&memory, "a", b"2"), Claim::New(_)));
     }
 
     #[tokio::test]
@@ -267,9 +281,9 @@ mod tests {
         for n in 0..CAPACITY + 100 {
             deliver(&memory, &n.to_string(), b"1", true);
         }
-        drop(memory.claim("w", "x", b""));
-        assert!(memory.lock().entries.len() <= CAPACITY);
-        assert!(matches!(memory.claim("w", "0", b"1"), Claim::New(_)));
-        assert!(matches!(memory.claim("w", &(CAPACITY + 99).to_string(), b"1"), Claim::Duplicate));
+        drop(claim(&memory, "x", b""));
+        assert!(memory.lock().delivered.len() <= CAPACITY && memory.lock().delivering.is_empty());
+        assert!(matches!(claim(&memory, "0", b"1"), Claim::New(_)));
+        assert!(matches!(claim(&memory, &(CAPACITY + 99).to_string(), b"1"), Claim::Duplicate));
     }
 }

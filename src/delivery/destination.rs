@@ -157,7 +157,12 @@ impl Destination {
 
     /// As it came: nothing that the sender sent goes on but the verified bytes and the headers named here.
     fn render_raw(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
-        let mut head = Vec::with_capacity(self.head.len() + USUAL_HEADERS);
+        let (behind_head, body) = if parcel.body.len() <= SHORT {
+            (&*parcel.body, Bytes::new())
+        } else {
+            (&[][..], parcel.body.clone())
+        };
+        let mut head = Vec::with_capacity(self.head.len() + USUAL_HEADERS + behind_head.len());
         head.extend_from_slice(&self.head);
         for (name, value) in [
             ("content-type", &parcel.content_type),
@@ -173,9 +178,13 @@ impl Destination {
         let length = parcel.body.len();
         write!(head, "hookgate-attempt: {attempt}\r\ncontent-length: {length}\r\n\r\n")
             .expect("writing to a Vec does not fail");
-        OutboundRequest { head, body: parcel.body.clone() }
+        head.extend_from_slice(behind_head);
+        OutboundRequest { head, body }
     }
 }
+
+/// A body up to this length is copied behind its head, in bytes.
+const SHORT: usize = 8 << 10;
 
 /// Room for the headers that differ from request to request; more is made where it does not do.
 const USUAL_HEADERS: usize = 640;

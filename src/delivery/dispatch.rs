@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Outcome, attempt},
@@ -119,13 +119,14 @@ impl Direct {
         lane: usize,
     ) -> Dispatched {
         loop {
-            match self.memory.claim(webhook, id, &parcel.body) {
+            let began = Instant::now();
+            match self.memory.claim(webhook, id, &parcel.body, began) {
                 Claim::New(delivering) => {
-                    let (outcome, duration) = attempt(destination, parcel, 1, lane).await;
+                    let (outcome, ended) = attempt(destination, parcel, 1, lane, began).await;
                     let delivered = outcome.is_delivered();
                     let result = if delivered { AttemptResult::Delivered } else { AttemptResult::Failed };
-                    destination.metrics.attempt(result, duration);
-                    delivering.finish(delivered, &outcome);
+                    destination.metrics.attempt(result, ended.duration_since(began));
+                    delivering.finish(delivered.then_some(ended), &outcome);
                     return Dispatched::Tried(outcome);
                 }
                 Claim::Duplicate => return Dispatched::Duplicate,

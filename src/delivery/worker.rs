@@ -497,7 +497,9 @@ impl Telling {
         }
         let number = job.attempts_ever.saturating_add(1);
         let at = SystemTime::now();
-        let (outcome, duration) = attempt(&destination, &job.parcel, number, line.worker.lane).await;
+        let began = Instant::now();
+        let (outcome, ended) = attempt(&destination, &job.parcel, number, line.worker.lane, began).await;
+        let duration = ended.duration_since(began);
         step!("attempted");
         let verdict = line.judge(job, &outcome);
         let (result, sign) = match verdict {

@@ -44,7 +44,7 @@ const SMALL: usize = 16 << 10;
 
 /// A part of the budget, given back on drop.
 #[derive(Debug)]
-struct Share {
+pub(super) struct Share {
     budget: Budget,
     bytes: usize,
     /// How many of them count as those of a large body that is still coming.
@@ -103,12 +103,13 @@ impl Drop for Share {
     }
 }
 
-/// A whole body, as it came. Its share of the budget is given back on drop.
+/// A whole body, as it came.
 #[derive(Debug)]
 pub(super) struct Held {
     /// The bytes.
     pub(super) bytes: Bytes,
-    _share: Share,
+    /// What they take of the budget.
+    pub(super) share: Share,
 }
 
 /// Reads the whole body.
@@ -223,7 +224,7 @@ async fn collect(
     }
     share.settle();
     let bytes = if whole.is_empty() { first } else { whole.freeze() };
-    Ok(Held { bytes, _share: share })
+    Ok(Held { bytes, share })
 }
 
 #[cfg(test)]

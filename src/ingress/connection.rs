@@ -31,6 +31,8 @@ use crate::deadline::Deadline;
 pub struct Shared {
     /// What is left of the connections that may be open.
     permits: Arc<Semaphore>,
+    /// How many may be open.
+    max_connections: usize,
     phase: AtomicU8,
     /// Requests that have begun.
     requests: AtomicU64,
@@ -63,9 +65,11 @@ enum Phase {
 }
 
 impl Shared {
-    pub(super) fn new(permits: Arc<Semaphore>) -> Self {
+    /// `permits` is what is left of `max_connections`.
+    pub(super) fn new(permits: Arc<Semaphore>, max_connections: usize) -> Self {
         Self {
             permits,
+            max_connections,
             phase: AtomicU8::default(),
             requests: AtomicU64::default(),
             ambiguous: AtomicU64::new(u64::MAX),
@@ -155,6 +159,13 @@ impl Shared {
         self.permits.available_permits() == 0
     }
 
+    /// After which idle time a connection rests. The more are open, the sooner: what idle ones keep together is bounded.
+    fn time_to_rest(&self) -> Duration {
+        let open = self.max_connections.saturating_sub(self.permits.available_permits());
+        let open = u32::try_from(open).unwrap_or(u32::MAX);
+        REST * AT_EASE / open.max(AT_EASE)
+    }
+
     /// Makes the next answer the connection's last: see [`Shared::is_closing`].
     pub(super) fn close_after_answer(&self) {
         self.closing.store(true, Relaxed);
@@ -223,14 +234,11 @@ impl<T> Guarded<T> {
         }
     }
 
-    /// Looks at what came, and moves the deadline to what is now awaited.
+    /// Looks at what came.
     /// `all` says that the kernel had no more of it.
     fn received(&mut self, bytes: &[u8], all: bool) {
         match self.shared.phase() {
-            Phase::Idle => {
-                self.shared.enter(Phase::Head);
-                self.read.set(Instant::now() + self.header_timeout);
-            }
+            Phase::Idle => self.begin_head(),
             Phase::Opened => self.shared.enter(Phase::Head),
             Phase::Head | Phase::Request | Phase::Answer => {}
         }
@@ -242,16 +250,23 @@ impl<T> Guarded<T> {
         }
     }
 
+    /// The first bytes of a head are there. Its time begins when the others have to be waited for, which most heads
+    /// never come to.
+    fn begin_head(&mut self) {
+        self.shared.enter(Phase::Head);
+        self.read.clear();
+    }
+
     /// The answer is made, and the next head is awaited.
     fn rest(&mut self) {
         if self.framing.is_within_head() {
             // Its beginning came with the request before it.
-            self.shared.enter(Phase::Head);
-            self.read.set(Instant::now() + self.header_timeout);
+            self.begin_head();
         } else {
             self.shared.enter(Phase::Idle);
             self.idle_since = Instant::now();
-            self.read.set(self.idle_since + REST.min(self.header_timeout).min(self.idle_timeout));
+            let rest = self.shared.time_to_rest().min(self.header_timeout).min(self.idle_timeout);
+            self.read.set(self.idle_since + rest);
         }
     }
 
@@ -276,6 +291,9 @@ impl<T> Guarded<T> {
 /// After this long an idle connection rests. Waking costs some microseconds, so that one which is used is not put away
 /// all the time.
 const REST: Duration = Duration::from_millis(250);
+
+/// Up to this many open connections have all of [`REST`].
+const AT_EASE: u32 = 64;
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     /// Waits for the first bytes, without any buffer until they come, and keeps them for who reads next. False when
@@ -371,6 +389,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match this.shared.phase() {
                 Phase::Opened | Phase::Head => {
+                    if !this.read.is_set() {
+                        this.read.set(Instant::now() + this.header_timeout);
+                    }
                     ready!(this.read.poll(cx));
                     Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
                 }
@@ -433,13 +454,23 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn the_more_connections_there_are_the_sooner_they_rest() {
+        let permits = Arc::new(Semaphore::new(10_000));
+        let shared = Shared::new(Arc::clone(&permits), 10_000);
+        for (open, time) in [(1, 250), (64, 250), (128, 125), (1_000, 16), (10_000, 1)] {
+            let _taken = permits.try_acquire_many(open).unwrap();
+            assert_eq!(shared.time_to_rest().as_millis(), time, "{open}");
+        }
+    }
+
     /// Asking for more does not begin the time anew, nor does reading a byte now and then. No socket is awaited, so the
     /// clock can stand still.
     #[tokio::test(start_paused = true)]
     async fn the_time_for_reading_answers_ends_only_when_all_is_written() {
         let settings = Settings::default();
         let step = settings.idle_timeout / 4;
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8))));
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8));
         let (socket, mut peer) = duplex(64);
         let mut guarded = Guarded::new(socket, Arc::clone(&shared), &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -471,7 +502,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_for_reading_answers_begins_anew_once_all_is_written() {
         let settings = Settings::default();
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8))));
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8));
         let (socket, mut peer) = duplex(1);
         let mut guarded = Guarded::new(socket, shared, &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());

@@ -24,7 +24,7 @@ use tracing::{Level, enabled, info, warn};
 
 use super::{
     Shared,
-    body::{self, Budget},
+    body::{self, Budget, Held},
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
@@ -191,12 +191,13 @@ impl Gate {
         let content_type = check_media_type(&headers)?;
         let (signature, signature_header) = read_signature(&headers)?;
         let until = began + self.limits.body_timeout;
-        let held = body::read(body, self.limits.max_body, until, &self.limits.budget, connection).await?;
+        let Held { bytes, share: _held } =
+            body::read(body, self.limits.max_body, until, &self.limits.budget, connection).await?;
         trail.body_read = true;
 
         // Verify.
         let now = SystemTime::now();
-        let Ok(verified) = webhook.verifier.verify(held.bytes.clone(), &signature, now) else {
+        let Ok(verified) = webhook.verifier.verify(bytes, &signature, now) else {
             return Err(Rejection::BadSignature.because("the signature fits none of the secrets in force"));
         };
         webhook.metrics.secret_used(verified.key(), now);
@@ -247,7 +248,7 @@ impl Gate {
 
         // Dispatch.
         let parcel = Parcel {
-            body: held.bytes.clone(),
+            body: verified.bytes().clone(),
             content_type: content_type.clone(),
             id: id_header.clone(),
             kind: kind_header.clone(),

@@ -1,8 +1,22 @@
 //! The accept loop: permits, deadlines, drain. Knows no webhooks.
 
 use std::{
-    convert::Infallible, fmt, future::poll_fn, io, net::SocketAddr, path::PathBuf, pin::Pin, sync::Arc,
-    task::Poll, time::Duration,
+    convert::Infallible,
+    fmt,
+    future::poll_fn,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    pin::{Pin, pin},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
+    task::Poll,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -10,7 +24,8 @@ use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 #[cfg(target_os = "linux")]
-use socket2::{SockFilter, SockRef};
+use socket2::SockFilter;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Semaphore,
@@ -85,13 +100,31 @@ impl fmt::Display for Address {
 #[derive(Debug, Clone, Default)]
 pub struct Drain {
     begun: CancellationToken,
+    /// Whether it has: the token's own answer is behind a lock.
+    has_begun: Arc<AtomicBool>,
     cut: CancellationToken,
 }
 
 impl Drain {
     /// Stops accepting and lets what is in flight finish.
     pub fn begin(&self) {
+        self.has_begun.store(true, Release);
         self.begun.cancel();
+    }
+
+    /// Ready once it has begun. For one task only, and cheap where that is woken often for other reasons: what wakes it
+    /// is asked for once.
+    async fn begun(&self) {
+        let mut begun = pin!(self.begun.cancelled());
+        let mut waiting = false;
+        poll_fn(|cx| {
+            if waiting && !self.has_begun() {
+                return Poll::Pending;
+            }
+            waiting = true;
+            begun.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Ends what is left.
@@ -102,7 +135,7 @@ impl Drain {
     /// Whether it has begun.
     #[must_use]
     pub fn has_begun(&self) -> bool {
-        self.begun.is_cancelled()
+        self.has_begun.load(Acquire)
     }
 }
 
@@ -140,6 +173,8 @@ impl Listener {
             Address::Tcp(address) => {
                 let listener = std::net::TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
+                // Answers are written whole; waiting to fill a segment would only delay them. Connections inherit it.
+                SockRef::from(&listener).set_tcp_nodelay(true)?;
                 Ok(Self::Tcp(listener))
             }
             Address::Unix(path) => {
@@ -222,8 +257,6 @@ pub async fn serve<H: Handler>(
             server
                 .accept(|| async {
                     let (socket, peer) = listener.accept().await?;
-                    // Answers are written whole; waiting to fill a segment would only delay them.
-                    socket.set_nodelay(true)?;
                     Ok((socket, Some(peer)))
                 })
                 .await;
@@ -233,7 +266,6 @@ pub async fn serve<H: Handler>(
             server.accept_waiting(|| {
                 let (socket, peer) = listener.accept()?;
                 socket.set_nonblocking(true)?;
-                socket.set_nodelay(true)?;
                 Ok((tokio::net::TcpStream::from_std(socket)?, Some(peer)))
             });
         }
@@ -310,7 +342,7 @@ impl<H: Handler> Server<H> {
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = self.drain.begun.cancelled() => return,
+                () = self.drain.begun() => return,
                 accepted = accept() => accepted,
             };
             match accepted {
@@ -325,7 +357,7 @@ impl<H: Handler> Server<H> {
                             server.open(socket, peer).await;
                         });
                     }
-                    () = self.drain.begun.cancelled() => return self.open_in_turn(socket, peer),
+                    () = self.drain.begun() => return self.open_in_turn(socket, peer),
                 },
                 Err(error) if is_the_connections_own(&error) => {}
                 Err(error) => {
@@ -400,7 +432,7 @@ impl<H: Handler> Server<H> {
 
     /// Waits until the drain has begun and no further request is waited for.
     async fn last_request(&self) {
-        self.drain.begun.cancelled().await;
+        self.drain.begun().await;
         tokio::select! {
             () = self.drain.cut.cancelled() => {}
             () = sleep(LAST_REQUEST) => {}
@@ -411,14 +443,14 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::new(Arc::clone(&self.permits)));
+        let shared = Arc::new(Shared::new(Arc::clone(&self.permits), self.settings.max_connections));
         let mut socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         loop {
             // hyper keeps two buffers for each connection; most connections are silent most of the time.
             let awake = tokio::select! {
                 biased;
                 awake = socket.wake() => awake,
-                () = self.drain.begun.cancelled() => Ok(true),
+                () = self.drain.begun() => Ok(true),
             };
             match awake {
                 Ok(true) => {}
@@ -456,6 +488,8 @@ impl<H: Handler> Server<H> {
             http1::Builder::new()
                 .half_close(true)
                 .title_case_headers(true)
+                // Answers are short, and one piece is sent by a cheaper call than several.
+                .writev(false)
                 .max_header_size(self.settings.max_header)
                 .max_buf_size(self.settings.max_header.max(READ_BUFFER))
                 .serve_connection(TokioIo::new(socket), service),
@@ -476,7 +510,7 @@ impl<H: Handler> Server<H> {
                     socket
                 });
             }
-            () = self.drain.begun.cancelled() => {}
+            () = self.drain.begun() => {}
         }
         // A request that is on its way now is still served, and told that it is the connection's last.
         shared.close_after_answer();
@@ -548,6 +582,16 @@ mod tests {
         }
 
         fn connection(&self, _: bool) {}
+    }
+
+    /// Without it, the second of two small writes waits for the first one's acknowledgement.
+    #[test]
+    fn connections_inherit_from_the_listener_that_they_do_not_wait_to_fill_a_segment() {
+        let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
+        let Listener::Tcp(listener) = listener else { panic!("it is TCP") };
+        listener.set_nonblocking(false).unwrap();
+        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(listener.accept().unwrap().0.nodelay().unwrap());
     }
 
     #[tokio::test(start_paused = true)]

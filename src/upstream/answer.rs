@@ -1,5 +1,7 @@
 //! Reads answers: the head as a whole, the body piece by piece. Pure; strict where reading on would be guessing.
 
+use std::mem::MaybeUninit;
+
 use bytes::{Buf, Bytes, BytesMut};
 use hyper::{StatusCode, header::HeaderValue};
 
@@ -42,9 +44,10 @@ pub(super) struct Malformed(&'static str);
 impl Head {
     /// Takes a head from the front of `bytes`. `None` while it is not complete.
     pub(super) fn take(bytes: &mut BytesMut) -> Result<Option<Self>, Malformed> {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        let length = match response.parse(bytes) {
+        let mut headers = [const { MaybeUninit::uninit() }; MAX_HEADERS];
+        let mut response = httparse::Response::new(&mut []);
+        let parser = httparse::ParserConfig::default();
+        let length = match parser.parse_response_with_uninit_headers(&mut response, bytes, &mut headers) {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
             Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
             Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed("the head is too long")),
@@ -115,11 +118,19 @@ impl Framing {
     }
 }
 
+/// Pieces up to this length are copied out, in bytes: most answers are short, and what they came in can be used again.
+const COPIED: usize = 512;
+
 /// At most `left` bytes, which becomes less by them.
 fn take_of(left: &mut u64, bytes: &mut BytesMut) -> Bytes {
     let here = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
     *left = left.saturating_sub(u64::try_from(here).unwrap_or(u64::MAX));
-    bytes.split_to(here).freeze()
+    if here > COPIED {
+        return bytes.split_to(here).freeze();
+    }
+    let piece = Bytes::copy_from_slice(bytes.get(..here).unwrap_or_default());
+    bytes.advance(here);
+    piece
 }
 
 /// Where one is in a chunked body.

@@ -101,7 +101,9 @@ impl Connection {
         let (body, complete) = self.body(&mut unsent, &mut head.body).await;
         let again = complete && head.keep && unsent.flushed && self.came.is_empty();
         // What an idle connection keeps is little.
-        self.came = BytesMut::new();
+        if !again || self.came.try_reclaim(ROOM + 1) {
+            self.came = BytesMut::new();
+        }
         let Head { status, content_type, retry_after, .. } = head;
         Ok((Reply { status, content_type, retry_after, body }, again))
     }
@@ -215,8 +217,14 @@ impl Unsent<'_> {
     fn poll_send(&mut self, cx: &mut Context<'_>, socket: &mut dyn Socket) -> Poll<io::Result<()>> {
         let mut socket = Pin::new(socket);
         while !(self.head.is_empty() && self.body.is_empty()) {
-            let slices = [io::IoSlice::new(self.head), io::IoSlice::new(self.body)];
-            let sent = ready!(socket.as_mut().poll_write_vectored(cx, &slices))?;
+            let sent = if self.body.is_empty() {
+                // The call for one piece is the cheaper one.
+                socket.as_mut().poll_write(cx, self.head)
+            } else {
+                let slices = [io::IoSlice::new(self.head), io::IoSlice::new(self.body)];
+                socket.as_mut().poll_write_vectored(cx, &slices)
+            };
+            let sent = ready!(sent)?;
             if sent == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
