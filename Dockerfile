@@ -14,11 +14,12 @@ WORKDIR /build
 COPY . .
 
 # A static glibc binary is what an empty image can run. The target is always named, so that the flag does not reach
-# build scripts and macros, which cannot be static. The image's root is laid out here and copied whole.
+# build scripts and macros, which cannot be static. Relocations are packed, which saves a third of a megabyte. The image's
+# root is laid out here and copied whole.
 RUN set -eu; \
     target="${TARGET:-$(uname -m)-unknown-linux-gnu}"; \
     if [ -n "$TARGET" ]; then rustup target add "$TARGET"; fi; \
-    RUSTFLAGS="-C target-feature=+crt-static" \
+    RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" \
         cargo build --locked --release --bin hookgate --target "$target" --target-dir /build/target; \
     mkdir -p /image/etc/hookgate /image/etc/ssl/certs; \
     install -m 0755 "/build/target/$target/release/hookgate" /image/hookgate; \
