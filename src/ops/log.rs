@@ -81,13 +81,13 @@ pub fn subscriber(
             drop(handle.reload(filter_of(level)));
         }
     }));
-    let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(false)
-        .with_target(false)
-        .with_writer(move || sink.clone());
     let lines = match settings.format {
-        Format::Json => lines.event_format(json::Json).boxed(),
-        Format::Text => lines.boxed(),
+        Format::Json => json::Json(sink).boxed(),
+        Format::Text => tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(move || sink.clone())
+            .boxed(),
     };
     (registry().with(filter).with(lines), control)
 }

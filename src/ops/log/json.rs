@@ -11,28 +11,18 @@ use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
 };
-use tracing_subscriber::{
-    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
-    registry::LookupSpan,
-};
+use tracing_subscriber::{Layer, layer::Context};
 
-/// Writes an event as a JSON object.
-pub(super) struct Json;
+use super::Sink;
+
+/// Writes each event into the sink as a JSON object.
+pub(super) struct Json(pub(super) Sink);
 
 /// Room for a usual line.
 const LINE: usize = 512;
 
-impl<S, N> FormatEvent<S, N> for Json
-where
-    S: Subscriber + for<'span> LookupSpan<'span>,
-    N: for<'writer> FormatFields<'writer> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
+impl<S: Subscriber> Layer<S> for Json {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
         let mut line = String::with_capacity(LINE);
         line.push_str("{\"timestamp\":\"");
         push_time(&mut line, SystemTime::now());
@@ -41,7 +31,7 @@ where
         line.push('"');
         event.record(&mut Fields(&mut line));
         line.push_str("}\n");
-        writer.write_str(&line)
+        self.0.take(line.as_bytes());
     }
 }
 

@@ -63,11 +63,9 @@ impl Sink {
             thread::Builder::new().name("log".into()).spawn(move || write_batches(&writer, output))?;
         Ok((Self(Arc::clone(&shared)), Flush { shared, thread: Some(thread) }))
     }
-}
 
-impl Write for Sink {
-    /// Takes a whole line.
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+    /// Takes a whole line, with its end.
+    pub fn take(&self, line: &[u8]) {
         let mut state = self.0.lock();
         if state.lines.len().saturating_add(line.len()) > CAPACITY {
             state.dropped = state.dropped.saturating_add(1);
@@ -79,6 +77,13 @@ impl Write for Sink {
                 self.0.filled.notify_one();
             }
         }
+    }
+}
+
+/// For those who write a whole line at once.
+impl Write for Sink {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.take(line);
         Ok(line.len())
     }
 
