@@ -29,7 +29,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -126,8 +126,10 @@ struct Shared {
     dead_dropped: AtomicU64,
     /// Everything was swept once.
     swept: AtomicBool,
-    /// Runs the service, and not a command beside it.
-    serves: bool,
+    /// The largest body of a delivery. `None`: this is no service, but a command beside it.
+    max_body: Option<usize>,
+    /// The server's limit that was warned of.
+    warned: AtomicUsize,
     /// Who makes room, and when there was none to make.
     room: tokio::sync::Mutex<Option<Instant>>,
     feeds: Mutex<HashMap<Recipient, Arc<Feed>>>,
@@ -166,13 +168,19 @@ impl Connections {
 
 impl Nats {
     /// Starts the engine. It connects by itself, and again when the connection is lost: [`Queue::health`] says how it
-    /// stands. To be called in a runtime.
+    /// stands. To be called in a runtime. `max_body` is that of the largest delivery, in bytes: a server that does not take
+    /// messages of that size is warned of.
     ///
     /// # Errors
     ///
     /// [`StartError`]: settings that will never work.
-    pub fn start(settings: &Settings, retention: Retention, window: Duration) -> Result<Self, StartError> {
-        Self::connect(settings, retention, window, true)
+    pub fn start(
+        settings: &Settings,
+        retention: Retention,
+        window: Duration,
+        max_body: usize,
+    ) -> Result<Self, StartError> {
+        Self::connect(settings, retention, window, Some(max_body))
     }
 
     /// The same for a command, beside services or without one: it leaves the streams as they are and forgets nothing.
@@ -181,14 +189,14 @@ impl Nats {
     ///
     /// [`StartError`].
     pub fn start_beside(settings: &Settings) -> Result<Self, StartError> {
-        Self::connect(settings, Retention::default(), Duration::ZERO, false)
+        Self::connect(settings, Retention::default(), Duration::ZERO, None)
     }
 
     fn connect(
         settings: &Settings,
         retention: Retention,
         window: Duration,
-        serves: bool,
+        max_body: Option<usize>,
     ) -> Result<Self, StartError> {
         let name = &settings.stream;
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
@@ -212,7 +220,8 @@ impl Nats {
             bytes: AtomicU64::new(0),
             dead_dropped: AtomicU64::new(0),
             swept: AtomicBool::new(false),
-            serves,
+            max_body,
+            warned: AtomicUsize::new(0),
             room: tokio::sync::Mutex::new(None),
             feeds: Mutex::default(),
             known: Mutex::default(),
@@ -329,7 +338,7 @@ impl Shared {
             }
         };
         let store = self.store.get_or_init(|| store).clone();
-        let tasks: &[Task] = if self.serves { &[Task::Renew, Task::Sweep] } else { &[] };
+        let tasks: &[Task] = if self.serves() { &[Task::Renew, Task::Sweep] } else { &[] };
         for task in tasks.iter().copied() {
             let this = Arc::clone(&self);
             self.spawn(async move { this.look_after(task).await });
@@ -361,9 +370,10 @@ impl Shared {
             let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
             return Health::NotReady(format!("there is no connection to NATS{trouble}"));
         }
+        self.compare(store.client.max_payload());
         let looked = timeout(CHECK, async {
             if !*set_up {
-                if self.serves {
+                if self.serves() {
                     store.set_up(shape).await?;
                 }
                 *set_up = true;
@@ -384,6 +394,24 @@ impl Shared {
             return Health::NotReady(QueueError::Full.to_string());
         }
         Health::Ready
+    }
+
+    const fn serves(&self) -> bool {
+        self.max_body.is_some()
+    }
+
+    /// Warns of a server that does not take the largest deliveries: once, and again if it has another limit later.
+    fn compare(&self, max_payload: usize) {
+        let Some(max_body) = self.max_body else { return };
+        let needed = max_body.saturating_add(wire::HEADERS);
+        if max_payload < needed && self.warned.swap(max_payload, Ordering::Relaxed) != max_payload {
+            tracing::warn!(
+                max_payload,
+                needed,
+                "the NATS server takes no messages as large as the largest deliveries: these will be refused; \
+                 raise `max_payload` of the server, or lower `server.max_body`"
+            );
+        }
     }
 
     async fn look_after(self: Arc<Self>, task: Task) {

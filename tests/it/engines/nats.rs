@@ -21,7 +21,10 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 use super::contract::{Engine, WINDOW, ack, all, delivery, enqueue, id_of, lease, ready, recipient, until};
-use crate::support::{Instant, NatsServer, PATIENCE, TempDir, tls::Authority};
+use crate::support::{
+    Delivery as Sent, Hookgate, Instant, NatsServer, PATIENCE, Reply, Setup, TempDir, Upstream, eventually,
+    tls::Authority,
+};
 
 mod contract {
     crate::engines::contract::hold!(crate::support::NatsServer::start());
@@ -38,7 +41,7 @@ fn settings(url: &str) -> Settings {
 }
 
 fn open(settings: &Settings, retention: Retention, window: Duration) -> Arc<dyn Queue> {
-    Arc::new(Nats::start(settings, retention, window).unwrap())
+    Arc::new(Nats::start(settings, retention, window, 1 << 20).unwrap())
 }
 
 fn opened(settings: &Settings) -> Arc<dyn Queue> {
@@ -238,8 +241,52 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     let mut large = delivery("large");
     large.parcel.body = vec![b'x'; 40 << 10].into();
     let Err(QueueError::Unavailable(why)) = queue.enqueue(large).await else { panic!() };
-    assert!(why.contains("payload"), "{why}");
+    for word in ["too large", "32768", "max_payload", "server.max_body"] {
+        assert!(why.contains(word), "{why}");
+    }
+    // That says nothing about others.
+    assert_eq!(*queue.health().borrow(), Health::Ready);
     enqueue(&*queue, delivery("small")).await;
+    // The headers count, too.
+    let mut large = delivery("no larger than the limit");
+    large.parcel.body = vec![b'x'; 32 << 10].into();
+    assert!(matches!(queue.enqueue(large).await, Err(QueueError::Unavailable(_))));
+    assert_eq!(*queue.health().borrow(), Health::Ready);
+}
+
+/// Whoever runs the service is told at the start, and not by the first large delivery.
+#[test]
+fn a_server_that_takes_less_than_the_largest_delivery_is_warned_of() {
+    let warning = "the NATS server takes no messages as large";
+    let warned =
+        |service: &Hookgate| service.log_lines().iter().filter(|line| line.contains(warning)).count();
+    let upstream = Upstream::always(Reply::ok());
+    let mut server = NatsServer::with(TempDir::new(), "max_payload: 32KB");
+    let on = |server: &NatsServer, max_body: &str| {
+        let queue = format!("[queue]\nstore = \"nats\"\nurl = {:?}", server.url());
+        Setup::new(&upstream).server(&format!("max_body = {max_body:?}")).section(&queue).start()
+    };
+    let is_ready = |service: &Hookgate| {
+        eventually("it is ready", || (service.ops("/readyz").status == 200).then_some(()));
+    };
+    let service = on(&server, "64KiB");
+    let line = service.wait_for_log(|line| line["message"].as_str().unwrap_or_default().contains(warning));
+    assert_eq!(line["level"], "WARN");
+    assert_eq!((&line["max_payload"], &line["needed"]), (&(32 << 10).into(), &(68 << 10).into()));
+    is_ready(&service);
+    service.send(&Sent::good_with(&"x".repeat(40 << 10))).assert_refused(503, "queue_unavailable");
+    let refused = service.wait_for_log(|line| line["outcome"] == "queue_unavailable");
+    assert!(refused["reason"].as_str().unwrap().contains("max_payload"), "{refused}");
+    assert_eq!(service.ops("/readyz").status, 200);
+    assert_eq!(service.send(&Sent::good()).said(), (202, "queued"));
+    // The same server again is nothing new.
+    server.restart();
+    eventually("it is known that it was away", || (service.send(&Sent::good()).status == 202).then_some(()));
+    is_ready(&service);
+    assert_eq!(warned(&service), 1);
+    let small = on(&server, "28KiB");
+    is_ready(&small);
+    assert_eq!(warned(&small), 0);
 }
 
 #[tokio::test]
@@ -361,7 +408,7 @@ async fn what_never_works_is_said_at_the_start() {
     let dir = TempDir::new();
     let empty = dir.write("empty", "nothing\n");
     let start =
-        |settings: &Settings| Nats::start(settings, Retention::default(), WINDOW).map(drop).unwrap_err();
+        |settings: &Settings| Nats::start(settings, Retention::default(), WINDOW, 1).map(drop).unwrap_err();
     let good = settings("nats://127.0.0.1:1");
     for name in ["", "a.b", "a b", "*"] {
         let wrong = Settings { stream: name.to_owned(), ..good.clone() };

@@ -188,6 +188,10 @@ pub(super) fn message_id(delivery: &Delivery) -> String {
     format!("{}.{}", encode(&delivery.webhook), id_digest(delivery.parcel.id.as_bytes()))
 }
 
+/// What the headers of a message take at most, in bytes: with names, ID and kind as long as they may be, and a dozen
+/// destinations. A sender can make them longer still by an unusual content type or the names in its payload.
+pub(super) const HEADERS: usize = 4 << 10;
+
 /// The header with everything about a delivery but its body.
 const DELIVERY: &str = "Hookgate-Delivery";
 /// The header of a message that calls a finished job back.
@@ -491,9 +495,17 @@ impl JobRecord {
         self.log.iter().map(Logged::attempt).collect()
     }
 
-    pub(super) fn payload(&self) -> Bytes {
+    /// The record as it is written, without the oldest attempts if it would be longer than this.
+    pub(super) fn payload(&self, max: usize) -> Bytes {
         // As for headers: there is no reason to fail, and an empty record is read as none.
-        serde_json::to_vec(self).unwrap_or_default().into()
+        let write = |record: &Self| serde_json::to_vec(record).unwrap_or_default();
+        let mut written = write(self);
+        let mut shorter = self.clone();
+        while written.len() > max && !shorter.log.is_empty() {
+            shorter.log.remove(0);
+            written = write(&shorter);
+        }
+        written.into()
     }
 }
 
@@ -578,6 +590,58 @@ mod tests {
                 prop_assert!(escaped.is_ascii());
                 prop_assert_eq!(unescape(&escaped), Some(value));
             }
+        }
+    }
+
+    #[test]
+    fn headers_have_a_bound() {
+        let value = |length| HeaderValue::try_from("v".repeat(length)).unwrap();
+        let name = |length| ".".repeat(length);
+        let delivery = Delivery {
+            webhook: name(64),
+            parcel: Parcel {
+                body: Bytes::new(),
+                content_type: value(128),
+                id: value(128),
+                kind: value(64),
+                signature: value(64),
+                event: value(64),
+                kind_verified: false,
+                traceparent: value(55),
+            },
+            environment: Some(name(256)),
+            revision: Some(u64::MAX),
+            destinations: (0..12).map(|_| (name(64), crate::delivery::queue::Policy::default())).collect(),
+        };
+        let mut headers = Meta::new(&delivery, &body_digest(b"")).headers();
+        headers.insert("Nats-Msg-Id", message_id(&delivery));
+        headers.insert("Nats-Expected-Last-Subject-Sequence", u64::MAX.to_string());
+        let length: usize = headers
+            .iter()
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
+            .map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + ": \r\n".len())
+            .sum();
+        assert!((1 << 10..HEADERS - 100).contains(&length), "{length}");
+    }
+
+    #[test]
+    fn a_record_that_would_be_too_long_loses_its_oldest_attempts() {
+        let mut record = JobRecord::waiting(&["app".to_owned()]);
+        for number in 1..=30 {
+            record.add(&Attempt {
+                number,
+                at: UNIX_EPOCH,
+                duration: Duration::ZERO,
+                status: Some(500),
+                error: None,
+                answer: vec![1; MAX_ANSWER].into(),
+            });
+        }
+        for (max, kept) in [(usize::MAX, 20), (64 << 10, 5), (0, 0)] {
+            let read: JobRecord = serde_json::from_slice(&record.payload(max)).unwrap();
+            let numbers: Vec<_> = read.log().iter().map(|attempt| attempt.number).collect();
+            assert_eq!(numbers, (31 - kept..=30).collect::<Vec<_>>(), "{max}");
+            assert_eq!(read.attempts, 30);
         }
     }
 
