@@ -1,16 +1,6 @@
 //! The engine on NATS JetStream, with a real server: what the contract of all engines does not say.
 
-use std::{
-    io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hookgate::delivery::queue::{
     Enqueued, Filter, Health, Policy, Queue, QueueError, Retention, State,
@@ -22,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::contract::{Engine, WINDOW, ack, all, delivery, enqueue, id_of, lease, ready, recipient, until};
 use crate::support::{
-    Delivery as Sent, Hookgate, Instant, NatsServer, PATIENCE, Reply, Setup, TempDir, Upstream, eventually,
-    tls::Authority,
+    Cut, Delivery as Sent, Hookgate, Instant, NatsServer, PATIENCE, Proxy, Reply, Setup, TempDir, Upstream,
+    eventually, tls::Authority,
 };
 
 mod contract {
@@ -115,10 +105,10 @@ async fn a_killed_server_takes_nothing_with_it() {
 async fn a_server_out_of_reach_is_not_waited_for() {
     let server = NatsServer::start();
     let proxy = Proxy::start(server.address());
-    let queue = opened(&settings(&format!("nats://{}", proxy.address)));
+    let queue = opened(&settings(&proxy.url()));
     is_ready(&*queue).await;
     enqueue(&*queue, delivery("before")).await;
-    proxy.cut();
+    proxy.cut(Cut::Swallowed);
     refuses_in_time(&*queue).await;
     is_not_ready(&*queue).await;
     proxy.mend();
@@ -421,57 +411,4 @@ async fn what_never_works_is_said_at_the_start() {
     assert!(matches!(start(&wrong), StartError::Credentials));
     let wrong = Settings { ca: Some(empty), ..good };
     assert!(matches!(start(&wrong), StartError::Authorities(_)));
-}
-
-/// Stands between, and can stop passing anything on without closing.
-struct Proxy {
-    address: SocketAddr,
-    cut: Arc<AtomicBool>,
-    sockets: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Proxy {
-    fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let this =
-            Self { address: listener.local_addr().unwrap(), cut: Arc::default(), sockets: Arc::default() };
-        let (cut, sockets) = (Arc::clone(&this.cut), Arc::clone(&this.sockets));
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(to) else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    sockets.lock().unwrap().push(from.try_clone().unwrap());
-                    let cut = Arc::clone(&cut);
-                    thread::spawn(move || drop(pass(from, to, &cut)));
-                }
-            }
-        });
-        this
-    }
-
-    fn cut(&self) {
-        self.cut.store(true, Ordering::Release);
-    }
-
-    /// New connections work again; those that were cut are gone.
-    fn mend(&self) {
-        for socket in self.sockets.lock().unwrap().drain(..) {
-            drop(socket.shutdown(Shutdown::Both));
-        }
-        self.cut.store(false, Ordering::Release);
-    }
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) -> io::Result<()> {
-    let mut buffer = [0; 16 << 10];
-    loop {
-        let length = from.read(&mut buffer)?;
-        if length == 0 {
-            return to.shutdown(Shutdown::Both);
-        }
-        if !cut.load(Ordering::Acquire) {
-            to.write_all(&buffer[..length])?;
-        }
-    }
 }
