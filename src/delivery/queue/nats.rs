@@ -12,14 +12,15 @@
 //! - To deliver a finished job once more, a message without a body is published that calls it back. It counts how
 //!   often that was done, so that an old call is known as such.
 //!
-//! `wire` is what is written, `store` reads and writes, `feed` brings jobs, which `look` tells from other messages, and `hold` takes their verdicts, `browse`
-//! is the log, `sweep` forgets what is old.
+//! `wire` and `record` are what is written, `store` reads and writes, `feed` brings jobs, which `look` tells from other
+//! messages, and `hold` takes their verdicts, `browse` is the log, `sweep` forgets what is old.
 
 mod browse;
 mod enqueue;
 mod feed;
 mod hold;
 mod look;
+mod record;
 mod store;
 mod sweep;
 mod wire;

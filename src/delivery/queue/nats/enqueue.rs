@@ -9,8 +9,9 @@ use tokio::time::timeout;
 
 use super::{
     Shared, feed,
+    record::{JobRecord, Standing, time},
     store::{REQUEST, Refused, Store, Which},
-    wire::{JobKey, JobRecord, Meta, Standing, Stored, body_digest, message_id, time},
+    wire::{JobKey, Meta, Stored, body_digest, message_id},
 };
 use crate::delivery::queue::{Delivery, Enqueued, QueueError, Recipient};
 

@@ -15,8 +15,9 @@ use super::{
     enqueue::revive,
     feed::{Feed, PAUSE},
     hold::{InHand, Leased},
+    record::{JobRecord, Standing, millis, time},
     store::{Refused, Store, Which},
-    wire::{JobKey, JobRecord, Message, Standing, Stored, millis, time},
+    wire::{JobKey, Message, Stored},
 };
 use crate::delivery::queue::{Job, Lease, QueueError, Recipient};
 

@@ -16,7 +16,10 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
 
-use super::wire::{HEADERS, JobKey, JobRecord, Names, Stored};
+use super::{
+    record::JobRecord,
+    wire::{HEADERS, JobKey, Names, Stored},
+};
 use crate::delivery::queue::QueueError;
 
 /// For one request to the server.
