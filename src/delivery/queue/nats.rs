@@ -124,7 +124,7 @@ struct Shared {
     window: Duration,
     health: watch::Sender<Health>,
     connections: watch::Sender<Connections>,
-    /// The last enqueue found no room.
+    /// There was no room for a delivery, and none was made since. That a smaller one has found some says nothing.
     full: AtomicBool,
     bytes: AtomicU64,
     dead_dropped: AtomicU64,
@@ -306,8 +306,11 @@ impl Shared {
             }
             Err(_) => return Health::NotReady("NATS does not answer in time".to_owned()),
         }
-        if self.full.load(Ordering::Relaxed) && self.make_room(store).await.is_err() {
-            return Health::NotReady(QueueError::Full.to_string());
+        if self.full.load(Ordering::Relaxed) {
+            if self.make_room(store).await.is_err() {
+                return Health::NotReady(QueueError::Full.to_string());
+            }
+            self.full.store(false, Ordering::Relaxed);
         }
         Health::Ready
     }

@@ -244,6 +244,35 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     assert_eq!(*queue.health().borrow(), Health::Ready);
 }
 
+/// A store that has room for small deliveries only is full, and is not ready and full by turns.
+#[tokio::test]
+async fn what_still_fits_does_not_make_a_full_store_ready() {
+    let server = NatsServer::start();
+    let retention = Retention { max_bytes: 1 << 20, ..Retention::default() };
+    let queue = ready(&server, retention, WINDOW).await;
+    let large = |n: usize| {
+        let mut large = delivery(&format!("large-{n}"));
+        large.parcel.body = vec![b'x'; 100 << 10].into();
+        large
+    };
+    let mut waiting = 0;
+    while queue.enqueue(large(waiting)).await != Err(QueueError::Full) {
+        waiting += 1;
+    }
+    is_not_ready(&*queue).await;
+    enqueue(&*queue, delivery("small")).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        assert_eq!(queue.enqueue(delivery("small")).await, Ok(Enqueued::Duplicate));
+        assert_ne!(*queue.health().borrow(), Health::Ready);
+    }
+    for _ in 0..=waiting {
+        ack(lease(&*queue, "app").await).await;
+    }
+    is_ready(&*queue).await;
+    enqueue(&*queue, large(waiting)).await;
+}
+
 /// Whoever runs the service is told at the start, and not by the first large delivery.
 #[test]
 fn a_server_that_takes_less_than_the_largest_delivery_is_warned_of() {

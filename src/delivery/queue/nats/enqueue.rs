@@ -23,7 +23,9 @@ impl Shared {
         let store = self.ready()?;
         match timeout(REQUEST, self.take(store, &delivery)).await {
             Ok(taken) => {
-                self.full.store(taken == Err(QueueError::Full), Ordering::Relaxed);
+                if taken == Err(QueueError::Full) {
+                    self.full.store(true, Ordering::Relaxed);
+                }
                 taken
             }
             Err(_) => Err(QueueError::Unavailable("NATS does not answer in time".to_owned())),
