@@ -773,6 +773,24 @@ fn a_store_that_is_none_is_told() {
     assert_refused(&store.run(&["list"]), 1, &["newer"]);
 }
 
+/// A server that nobody answers for, and one on which no service was ever started.
+#[test]
+fn a_server_without_a_queue_is_told() {
+    let on = |server: &NatsServer, why: &str| {
+        let webhook = Webhook::to("http://127.0.0.1:1");
+        let setup = Setup::bare().section(&on_nats(server)).with(webhook);
+        let config = setup.write();
+        let output = run(&["deliveries", "list", "--config", config.to_str().unwrap()], b"");
+        assert_refused(&output, 1, &["the queue is not there", why]);
+    };
+    let stopped = NatsServer::stopped(TempDir::new(), "");
+    let empty = NatsServer::start();
+    std::thread::scope(|both| {
+        both.spawn(|| on(&stopped, "no connection to NATS"));
+        both.spawn(|| on(&empty, "stream not found"));
+    });
+}
+
 #[test]
 fn a_damaged_store_is_told_and_not_touched() {
     let store = Store::new(Kind::Sqlite);
