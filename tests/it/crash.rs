@@ -93,6 +93,11 @@ struct Sent {
 
 impl Senders {
     fn start(hookgate: &Hookgate) -> Self {
+        Self::called("sender", hookgate)
+    }
+
+    /// Under IDs of their own.
+    fn called(name: &'static str, hookgate: &Hookgate) -> Self {
         let address = Arc::new(Mutex::new(hookgate.address().clone()));
         let over = Arc::new(AtomicBool::new(false));
         let promises = Arc::new(AtomicUsize::new(0));
@@ -105,7 +110,7 @@ impl Senders {
                     if over.load(Ordering::SeqCst) {
                         break;
                     }
-                    let id = format!("sender-{sender}-delivery-{number}");
+                    let id = format!("{name}-{sender}-delivery-{number}");
                     let to = address.lock().unwrap().clone();
                     let began = Instant::now();
                     let status = try_to_send(&Delivery::good().id(&id), &to);
@@ -444,6 +449,30 @@ fn replicas_share_the_work_and_one_may_die() {
         }
     }
     assert_kept(&promised, &upstream, 1);
+}
+
+/// Two services and three under load, of which one after the other is killed and comes back.
+#[test]
+fn nothing_accepted_is_lost_when_replicas_are_killed() {
+    const NAMES: [&str; 3] = ["first", "second", "third"];
+
+    for count in [2, 3] {
+        let nats = NatsServer::start();
+        let upstream = moody();
+        let mut replicas: Vec<_> = (0..count).map(|_| setup(&on(&nats), &upstream).start()).collect();
+        let senders: Vec<_> =
+            NAMES.iter().zip(&replicas).map(|(name, replica)| Senders::called(name, replica)).collect();
+        let kills = 2 * count;
+        for kill in 0..kills {
+            // All are at work.
+            senders.iter().for_each(|senders| senders.go_on(25));
+            replicas[kill % count].restart("KILL");
+            senders[kill % count].moved(&replicas[kill % count]);
+        }
+        let promised: Vec<_> = senders.into_iter().flat_map(|senders| senders.end().promised).collect();
+        println!("{count} replicas:");
+        assert_kept(&promised, &upstream, kills);
+    }
 }
 
 /// The system calls of the service say that the commit is on the disk before the sender is told so.
