@@ -19,6 +19,9 @@
     reason = "a program for people at their own machine, which measures real time"
 )]
 
+#[path = "support/load.rs"]
+mod load;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -26,15 +29,14 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use hookgate::webhook::{event::Event, secret::Secret, signature::sign};
+use hookgate::webhook::event::Event;
+use load::{Request, SECRET, ask, body, event, median, signature, upstream};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     runtime::{Builder, Runtime},
     task::JoinSet,
 };
@@ -46,7 +48,6 @@ const HELD: usize = 1000;
 /// No wait is longer.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// HAProxy's key is base64; this is `the secret of the benches`.
-const SECRET: &str = "the secret of the benches";
 const SECRET_BASE64: &str = "dGhlIHNlY3JldCBvZiB0aGUgYmVuY2hlcw==";
 
 /// Of bodies, in bytes.
@@ -194,7 +195,7 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("hookgate-compare-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let pinned = pin_ourselves();
-    let upstream = upstream();
+    let upstream = upstream(|_| {});
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     let running: Vec<_> = ALL
         .into_iter()
@@ -334,7 +335,7 @@ impl Running {
     fn check(&self, runtime: &Runtime, case: &Case) {
         let status = runtime.block_on(async {
             let mut connection = TcpStream::connect(self.address).await.unwrap();
-            ask(&mut connection, &Request::new(case), &mut Vec::new()).await.unwrap().0
+            ask(&mut connection, &request(case), &mut Vec::new()).await.unwrap().0
         });
         assert_eq!(status[0], case.class, "{}, {}", self.proxy.name(), case.name);
     }
@@ -346,7 +347,7 @@ impl Running {
             let mut senders = JoinSet::new();
             let end = Instant::now() + length;
             for _ in 0..SENDERS {
-                senders.spawn(send(self.address, Request::new(case), case.class, end));
+                senders.spawn(send(self.address, request(case), case.class, end));
             }
             senders.join_all().await.into_iter().sum::<u64>()
         });
@@ -385,112 +386,20 @@ async fn send(address: SocketAddr, request: Request, class: u8, end: Instant) ->
     answered
 }
 
-/// A request whose ID is another one each time.
-struct Request {
-    before: String,
-    behind: Vec<u8>,
-}
-
-impl Request {
-    fn new(case: &Case) -> Self {
-        let event = Event::find("environment_revision_created").unwrap();
-        let mut body = event.sample_body();
-        if body.len() < case.size {
-            let padding = "x".repeat(case.size - body.len());
-            body = format!("{},\"more\":\"{padding}\"}}", body.trim_end_matches('}'));
-        }
-        let signature = match case.change {
-            Change::Nothing | Change::Unwanted => {
-                sign(&Secret::try_new(SECRET.into(), false).unwrap(), body.as_bytes())
-            }
-            Change::Forged | Change::Unsigned => "0".repeat(64),
-        };
-        let signature = match case.change {
-            Change::Unsigned => String::new(),
-            _ => format!("Pulumi-Webhook-Signature: {signature}\r\n"),
-        };
-        // The body stays: what kind it is told to be decides whether it is wanted.
-        let kind = match case.change {
-            Change::Unwanted => Event::find("policy_violation_mandatory").unwrap().sample_kind(),
-            _ => event.sample_kind(),
-        };
-        let before = format!(
-            "POST /hook HTTP/1.1\r\nHost: hooks.example.com\r\nUser-Agent: compare\r\nAccept: */*\r\n\
-             Content-Type: application/json\r\nPulumi-Webhook-Kind: {kind}\r\n{signature}Content-Length: {}\r\n\
-             Pulumi-Webhook-ID: ",
-            body.len()
-        );
-        Self { before, behind: [b"\r\n\r\n", body.as_bytes()].concat() }
-    }
-}
-
-/// Sends a request and reads its answer: the status, and whether the connection goes on.
-async fn ask(socket: &mut TcpStream, request: &Request, buffer: &mut Vec<u8>) -> io::Result<([u8; 3], bool)> {
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    buffer.clear();
-    buffer.extend_from_slice(request.before.as_bytes());
-    let number = NUMBER.fetch_add(1, Relaxed);
-    buffer.extend_from_slice(format!("8d001000-1c0e-4d6b-8f5e-{number:012x}").as_bytes());
-    buffer.extend_from_slice(&request.behind);
-    socket.write_all(buffer).await?;
-    buffer.clear();
-    loop {
-        if socket.read_buf(buffer).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let Some(end) = memchr::memmem::find(buffer, b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();
-        let header = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-        let length = header("content-length").map_or(0, |text| text.parse().unwrap());
-        if buffer.len() < end + 4 + length {
-            continue;
-        }
-        let status = buffer[9..12].try_into().unwrap();
-        return Ok((status, header("connection") != Some("close")));
-    }
-}
-
-/// Takes everything and says 200, on a thread of its own.
-fn upstream() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let listener = TcpListener::from_std(listener).unwrap();
-            let mut connections = JoinSet::new();
-            while let Ok((socket, _)) = listener.accept().await {
-                connections.spawn(answer(socket));
-            }
-        });
-    });
-    address
-}
-
-async fn answer(mut socket: TcpStream) -> io::Result<()> {
-    let mut buffer = Vec::with_capacity(128 << 10);
-    loop {
-        if socket.read_buf(&mut buffer).await? == 0 {
-            return Ok(());
-        }
-        let Some(end) = memchr::memmem::find(&buffer, b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();
-        let length: usize =
-            head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok()).unwrap_or(0);
-        if buffer.len() >= end + 4 + length {
-            buffer.clear();
-            socket
-                .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nok")
-                .await?;
-        }
-    }
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+/// What a case sends.
+fn request(case: &Case) -> Request {
+    let body = body(case.size);
+    let signature = match case.change {
+        Change::Nothing | Change::Unwanted => Some(signature(&body)),
+        Change::Forged => Some("0".repeat(64)),
+        Change::Unsigned => None,
+    };
+    // The body stays: what kind it is told to be decides whether it is wanted.
+    let kind = match case.change {
+        Change::Unwanted => Event::find("policy_violation_mandatory").unwrap().sample_kind(),
+        _ => event().sample_kind(),
+    };
+    Request::new(kind, signature.as_deref(), &body)
 }
 
 /// Microseconds, and behind them the ratio to HAProxy.
@@ -530,7 +439,7 @@ fn print_memory(runtime: &Runtime, running: &[Running]) {
             let mut held = Vec::with_capacity(HELD);
             for _ in 0..HELD {
                 let mut connection = TcpStream::connect(proxy.address).await.unwrap();
-                ask(&mut connection, &Request::new(case), &mut Vec::new()).await.unwrap();
+                ask(&mut connection, &request(case), &mut Vec::new()).await.unwrap();
                 held.push(connection);
             }
             // What it does with connections that rest, it does by then.

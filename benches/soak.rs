@@ -16,13 +16,15 @@
     reason = "a program that measures real time and ends with a panic when a promise is broken"
 )]
 
+#[path = "support/program.rs"]
+mod program;
+
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -32,6 +34,7 @@ use std::{
 };
 
 use hookgate::webhook::{event::Event, secret::Secret, signature::sign};
+use program::{Program as Service, signal};
 
 /// Senders at a time.
 const SENDERS: usize = 6;
@@ -49,7 +52,7 @@ fn main() {
     let folder = std::env::temp_dir().join(format!("hookgate-soak-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
     let upstream = Upstream::start();
-    let service = Service::start(&folder, upstream.address);
+    let service = start(&folder, upstream.address);
     println!("soaking for {length:?}: service {}, upstream {}", service.webhook, upstream.address);
 
     let ledger = Arc::new(Ledger::default());
@@ -454,46 +457,17 @@ fn serve(socket: TcpStream, seen: &Mutex<HashMap<String, u32>>) {
     }
 }
 
-/// The program, running.
-struct Service {
-    child: Child,
-    webhook: SocketAddr,
-    ops: SocketAddr,
+/// The program as it is soaked.
+fn start(folder: &Path, upstream: SocketAddr) -> Service {
+    write(&folder.join("secret"), SECRET);
+    write(&folder.join("other"), OTHER);
+    let config = configure(folder, upstream, 0);
+    Service::start(Path::new(env!("CARGO_BIN_EXE_hookgate")), &config, &[])
 }
 
 impl Service {
-    fn start(folder: &Path, upstream: SocketAddr) -> Self {
-        write(&folder.join("secret"), SECRET);
-        write(&folder.join("other"), OTHER);
-        let path = configure(folder, upstream, 0);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hookgate"))
-            .args(["run", "--config"])
-            .arg(path)
-            .env_remove("RUST_LOG")
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut listening = |listener: &str| loop {
-            let line = lines.next().unwrap().unwrap();
-            let entry: serde_json::Value = serde_json::from_str(&line).unwrap();
-            if entry["message"] == "listening" && entry["listener"] == listener {
-                return entry["address"].as_str().unwrap().parse().unwrap();
-            }
-        };
-        let (webhook, ops) = (listening("webhook"), listening("ops"));
-        // The log has to be read on, or it would fill its pipe.
-        thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { child, webhook, ops }
-    }
-
     fn metrics(&self) -> String {
-        let mut socket = TcpStream::connect(self.ops).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        socket.read_to_string(&mut text).unwrap();
-        text
+        self.ops("/metrics")
     }
 
     /// A metric without labels.
@@ -552,11 +526,6 @@ impl Service {
             seen.push(self.usage());
         }
         Usage { before, seen }
-    }
-
-    fn end(mut self) -> std::process::ExitStatus {
-        signal(self.child.id(), "TERM");
-        self.child.wait().unwrap()
     }
 }
 
@@ -651,9 +620,4 @@ fn configure(folder: &Path, upstream: SocketAddr, number: u32) -> PathBuf {
     let path = folder.join("hookgate.toml");
     write(&path, &text);
     path
-}
-
-/// Sends a signal by the program that every system has for that.
-fn signal(pid: u32, name: &str) {
-    Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap();
 }

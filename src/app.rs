@@ -169,7 +169,8 @@ impl App {
         let queue = match &config.queue {
             None => None,
             Some(settings) => {
-                let queue = queue::open(&settings.store, settings.retention, config.dedupe.window)?;
+                let (window, max_body) = (config.dedupe.window, config.server.max_body);
+                let queue = queue::open(&settings.store, settings.retention, window, max_body)?;
                 Some((queue, settings.worker.clone()))
             }
         };

@@ -25,11 +25,12 @@ pub(super) const LANE: usize = 0;
 /// How long the last commit may take.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// Opens the queue where it is kept. `window` is that of `[dedupe]`.
+/// Opens the queue where it is kept. `window` is that of `[dedupe]`, `max_body` that of `[server]`.
 pub(super) fn open(
     store: &Store,
     retention: Retention,
     window: Duration,
+    max_body: usize,
 ) -> Result<Arc<dyn Queue>, BuildError> {
     match store {
         Store::Sqlite { path } => {
@@ -38,7 +39,7 @@ pub(super) fn open(
             Ok(Arc::new(queue))
         }
         Store::Nats(settings) => {
-            let queue = Nats::start(settings, retention, window)
+            let queue = Nats::start(settings, retention, window, max_body)
                 .map_err(|error| BuildError::Queue(format!("the queue on NATS: {error}")))?;
             Ok(Arc::new(queue))
         }

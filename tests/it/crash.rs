@@ -1,21 +1,22 @@
 //! What was answered 202 is delivered, whatever kills the service and at whatever step.
 //!
-//! `HOOKGATE_CRASH_ROUNDS=200` in the environment makes the random test as long as one likes.
+//! `HOOKGATE_CRASH_ROUNDS=200` in the environment makes the random tests as long as one likes, and `HOOKGATE_CUT_SECONDS=30`
+//! the time for which NATS is cut off.
 
 use std::{
     collections::HashMap,
     io::{Read, Write},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
 };
 
 use crate::support::{
-    Address, Connection, Delivery, Hookgate, Instant, NatsServer, Reply, Request, Setup, Upstream, Webhook,
-    cannot, eventually,
+    Address, Connection, Cut, Delivery, Hookgate, Instant, NatsCluster, NatsServer, Proxy, Reply, Request,
+    Setup, Upstream, Webhook, cannot, eventually,
 };
 
 /// Kills without a word in the environment.
@@ -75,40 +76,86 @@ fn status_of(request: &[u8], to: &Address) -> Option<u16> {
 struct Senders {
     address: Arc<Mutex<Address>>,
     over: Arc<AtomicBool>,
-    threads: Vec<thread::JoinHandle<Vec<String>>>,
+    promises: Arc<AtomicUsize>,
+    threads: Vec<thread::JoinHandle<Sent>>,
+}
+
+/// What senders have seen.
+#[derive(Debug, Default)]
+struct Sent {
+    /// The IDs that were answered with 202.
+    promised: Vec<String>,
+    /// How many were answered with 503.
+    refused: usize,
+    /// The longest wait for an answer.
+    slowest: Duration,
 }
 
 impl Senders {
     fn start(hookgate: &Hookgate) -> Self {
+        Self::called("sender", hookgate)
+    }
+
+    /// Under IDs of their own.
+    fn called(name: &'static str, hookgate: &Hookgate) -> Self {
         let address = Arc::new(Mutex::new(hookgate.address().clone()));
         let over = Arc::new(AtomicBool::new(false));
+        let promises = Arc::new(AtomicUsize::new(0));
         let send = |sender: usize| {
             let (address, over) = (Arc::clone(&address), Arc::clone(&over));
+            let promises = Arc::clone(&promises);
             thread::spawn(move || {
-                let mut promised = Vec::new();
+                let mut sent = Sent::default();
                 for number in 0.. {
                     if over.load(Ordering::SeqCst) {
                         break;
                     }
-                    let id = format!("sender-{sender}-delivery-{number}");
+                    let id = format!("{name}-{sender}-delivery-{number}");
                     let to = address.lock().unwrap().clone();
-                    if try_to_send(&Delivery::good().id(&id), &to) == Some(202) {
-                        promised.push(id);
+                    let began = Instant::now();
+                    let status = try_to_send(&Delivery::good().id(&id), &to);
+                    sent.slowest = sent.slowest.max(began.elapsed());
+                    match status {
+                        Some(202) => {
+                            sent.promised.push(id);
+                            promises.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Some(503) => {
+                            sent.refused += 1;
+                            // Pulumi comes again later, too.
+                            thread::park_timeout(Duration::from_millis(10));
+                        }
+                        _ => {}
                     }
                 }
-                promised
+                sent
             })
         };
-        Self { threads: (0..SENDERS).map(send).collect(), address, over }
+        Self { threads: (0..SENDERS).map(send).collect(), address, over, promises }
+    }
+
+    /// Waits until so many more were promised.
+    fn go_on(&self, count: usize) {
+        let enough = self.promises.load(Ordering::SeqCst) + count;
+        eventually("deliveries are accepted", || {
+            (self.promises.load(Ordering::SeqCst) >= enough).then_some(())
+        });
     }
 
     fn moved(&self, hookgate: &Hookgate) {
         *self.address.lock().unwrap() = hookgate.address().clone();
     }
 
-    fn end(self) -> Vec<String> {
+    fn end(self) -> Sent {
         self.over.store(true, Ordering::SeqCst);
-        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        let mut all = Sent::default();
+        for thread in self.threads {
+            let sent = thread.join().unwrap();
+            all.promised.extend(sent.promised);
+            all.refused += sent.refused;
+            all.slowest = all.slowest.max(sent.slowest);
+        }
+        all
     }
 }
 
@@ -152,7 +199,7 @@ fn survive_kills(queue: &str) {
         hookgate.restart("KILL");
         senders.moved(&hookgate);
     }
-    let promised = senders.end();
+    let promised = senders.end().promised;
     assert_kept(&promised, &upstream, rounds());
 }
 
@@ -203,10 +250,11 @@ fn nothing_accepted_is_lost_by_an_end_at_any_step() {
 }
 
 fn on(nats: &NatsServer) -> String {
-    format!(
-        "[queue]\nstore = \"nats\"\nurl = {:?}\nbackoff = {{ initial = \"10ms\", max = \"50ms\" }}",
-        nats.url()
-    )
+    on_url(&nats.url())
+}
+
+fn on_url(url: &str) -> String {
+    format!("[queue]\nstore = \"nats\"\nurl = {url:?}\nbackoff = {{ initial = \"10ms\", max = \"50ms\" }}")
 }
 
 #[test]
@@ -236,8 +284,120 @@ fn nothing_accepted_is_lost_when_the_nats_server_is_killed() {
         nats.restart();
         eventually("it is ready again", || (hookgate.ops("/readyz").status == 200).then_some(()));
     }
-    let promised = senders.end();
+    let promised = senders.end().promised;
     assert_kept(&promised, &upstream, kills);
+}
+
+/// For how long NATS is cut off.
+fn cut_length() -> Duration {
+    #[expect(clippy::disallowed_methods, reason = "the length of a test is nobody's configuration")]
+    Duration::from_secs(std::env::var("HOOKGATE_CUT_SECONDS").map_or(2, |seconds| seconds.parse().unwrap()))
+}
+
+/// No sender waits longer for its answer: the limit of a commit, and what a busy machine adds to it.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
+
+fn survive_a_cut(how: Cut) {
+    let nats = NatsServer::start();
+    let proxy = Proxy::start(nats.address());
+    let upstream = moody();
+    let hookgate = setup(&on_url(&proxy.url()), &upstream).start();
+    let readiness = |status| {
+        eventually(&format!("readiness is {status}"), || {
+            (hookgate.ops("/readyz").status == status).then_some(())
+        });
+    };
+    readiness(200);
+    let senders = Senders::start(&hookgate);
+    senders.go_on(50);
+    let began = Instant::now();
+    proxy.cut(how);
+    readiness(503);
+    let noticed = began.elapsed();
+    while let Some(left) = cut_length().checked_sub(began.elapsed()).filter(|left| !left.is_zero()) {
+        thread::park_timeout(left);
+        assert_eq!(hookgate.ops("/readyz").status, 503, "it is cut off");
+    }
+    let began = Instant::now();
+    proxy.mend();
+    readiness(200);
+    println!("{how:?}: not ready after {noticed:?}, ready {:?} after its end", began.elapsed());
+    senders.go_on(50);
+    let sent = senders.end();
+    println!("{} refused, the slowest answer after {:?}", sent.refused, sent.slowest);
+    // What comes late may still come in time.
+    assert!(sent.refused > 0 || how == Cut::Held);
+    assert!(sent.slowest < ANSWERED_WITHIN, "{:?}", sent.slowest);
+    assert_kept(&sent.promised, &upstream, 1);
+}
+
+#[test]
+fn nothing_accepted_is_lost_when_connections_to_nats_are_refused() {
+    survive_a_cut(Cut::Refused);
+}
+
+#[test]
+fn nothing_accepted_is_lost_when_all_that_is_sent_to_nats_disappears() {
+    survive_a_cut(Cut::Swallowed);
+}
+
+#[test]
+fn nothing_accepted_is_lost_when_all_that_is_sent_to_nats_comes_late() {
+    survive_a_cut(Cut::Held);
+}
+
+/// What a stream says of itself: its leader, and how many copies there are that have everything.
+fn looked_at(url: &str, stream: &str) -> Option<(String, usize, usize)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let servers: Vec<_> = url.split(',').map(str::to_owned).collect();
+        let client = async_nats::connect(servers).await.ok()?;
+        let stream = async_nats::jetstream::new(client).get_stream(stream).await.ok()?;
+        let info = stream.cached_info();
+        let cluster = info.cluster.as_ref()?;
+        let current = cluster.replicas.iter().filter(|peer| peer.current && !peer.offline).count();
+        Some((cluster.leader.clone()?, info.config.num_replicas, current + 1))
+    })
+}
+
+/// The server that leads the deliveries is killed under load, and after it has come back its successor.
+#[test]
+fn nothing_accepted_is_lost_when_a_server_of_a_cluster_is_killed() {
+    let mut nats = NatsCluster::start();
+    let url = nats.url();
+    let upstream = moody();
+    let queue = format!("{}\nreplicas = 3", on_url(&url));
+    let hookgate = setup(&queue, &upstream).start();
+    let is_ready = || eventually("it is ready", || (hookgate.ops("/readyz").status == 200).then_some(()));
+    is_ready();
+    let leader = || {
+        for stream in ["HOOKGATE_JOBS", "HOOKGATE"] {
+            eventually("three servers have everything", || {
+                let (_, replicas, current) = looked_at(&url, stream)?;
+                assert_eq!(replicas, 3);
+                (current == 3).then_some(())
+            });
+        }
+        looked_at(&url, "HOOKGATE").unwrap().0
+    };
+    let senders = Senders::start(&hookgate);
+    let mut leaders = Vec::new();
+    for _ in 0..2 {
+        senders.go_on(50);
+        let name = leader();
+        nats.server(&name).kill();
+        // Two are enough.
+        senders.go_on(50);
+        is_ready();
+        nats.server(&name).restart();
+        leaders.push(name);
+    }
+    leader();
+    senders.go_on(50);
+    let sent = senders.end();
+    println!("{leaders:?}: {} refused, the slowest answer after {:?}", sent.refused, sent.slowest);
+    assert!(sent.slowest < ANSWERED_WITHIN, "{:?}", sent.slowest);
+    assert_kept(&sent.promised, &upstream, leaders.len());
 }
 
 /// Three services on one queue: each delivery is made once, and when one of them is killed nothing is lost.
@@ -289,6 +449,30 @@ fn replicas_share_the_work_and_one_may_die() {
         }
     }
     assert_kept(&promised, &upstream, 1);
+}
+
+/// Two services and three under load, of which one after the other is killed and comes back.
+#[test]
+fn nothing_accepted_is_lost_when_replicas_are_killed() {
+    const NAMES: [&str; 3] = ["first", "second", "third"];
+
+    for count in [2, 3] {
+        let nats = NatsServer::start();
+        let upstream = moody();
+        let mut replicas: Vec<_> = (0..count).map(|_| setup(&on(&nats), &upstream).start()).collect();
+        let senders: Vec<_> =
+            NAMES.iter().zip(&replicas).map(|(name, replica)| Senders::called(name, replica)).collect();
+        let kills = 2 * count;
+        for kill in 0..kills {
+            // All are at work.
+            senders.iter().for_each(|senders| senders.go_on(25));
+            replicas[kill % count].restart("KILL");
+            senders[kill % count].moved(&replicas[kill % count]);
+        }
+        let promised: Vec<_> = senders.into_iter().flat_map(|senders| senders.end().promised).collect();
+        println!("{count} replicas:");
+        assert_kept(&promised, &upstream, kills);
+    }
 }
 
 /// The system calls of the service say that the commit is on the disk before the sender is told so.

@@ -1,4 +1,4 @@
-//! `hookgate deliveries`: the log and the dead letters, on a store that was filled beforehand.
+//! `hookgate deliveries`: the log and the dead letters, on a store of each kind that was filled beforehand.
 
 use std::{
     collections::BTreeSet,
@@ -13,15 +13,60 @@ use bytes::Bytes;
 use hookgate::delivery::{
     destination::Parcel,
     queue::{
-        Attempt, Death, Delivery, Enqueued, Lease, Policy, Queue, Recipient, Retention, Verdict,
+        Attempt, Death, Delivery, Enqueued, Health, Lease, Policy, Queue, Recipient, Retention, Verdict,
+        nats::{self, Nats},
         sqlite::Sqlite,
     },
 };
 use hyper::header::HeaderValue;
 use rusqlite::Connection;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::support::{Delivery as Sent, Reply, Setup, TempDir, Upstream, eventually, program, run};
+use crate::support::{
+    Delivery as Sent, NatsServer, Reply, Setup, TempDir, Upstream, Webhook, eventually, program, run,
+};
+
+/// Makes tests of what holds for both kinds of store.
+macro_rules! hold {
+    ($($case:ident,)*) => {
+        mod on_sqlite {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case(super::Kind::Sqlite);
+                }
+            )*
+        }
+
+        mod on_nats {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case(super::Kind::Nats);
+                }
+            )*
+        }
+    };
+}
+
+hold! {
+    the_list_is_for_people,
+    every_filter_filters,
+    the_end_of_a_longer_list_is_told,
+    json_has_every_field,
+    a_job_is_shown_whole,
+    an_id_of_pulumi_means_all_of_its_jobs,
+    a_body_comes_out_as_it_went_in,
+    dead_deliveries_are_redelivered_unless_told_otherwise,
+    a_redelivered_one_is_due_at_once,
+    what_is_to_be_changed_has_to_be_said,
+    purging_is_asked_for_twice,
+    waiting_deliveries_are_purged_only_by_name,
+    many_ids_at_once,
+    a_reader_that_leaves_early_is_no_failure,
+    a_running_service_redelivers_what_it_is_told,
+    a_redelivery_waits_for_the_service,
+}
 
 /// The digits of every signature in the store.
 const SIGNATURE: &str = "7e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa01";
@@ -62,14 +107,28 @@ fn assert_refused(output: &Output, code: i32, words: &[&str]) {
 /// | 2-2 | the same, for another destination | waiting, not tried yet | |
 /// | 3-3 | third, environment_tag_created of another webhook | waiting for its second attempt | a minute ago |
 /// | 4-1 | fourth, environment_revision_created | coalesced | a minute ago |
+///
+/// On NATS, whose server says when a message came, they were accepted in this order a moment ago, and jobs are called
+/// `1.app` and so on: the tests use the names above for both.
 #[derive(Debug)]
 struct Store {
-    dir: TempDir,
+    setup: Setup,
+    nats: Option<NatsServer>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Sqlite,
+    Nats,
+}
+
+/// What the jobs are called on NATS.
+const JOBS: [(&str, &str); 5] =
+    [("1-1", "1.app"), ("2-1", "2.app"), ("2-2", "2.audit"), ("3-3", "3.other"), ("4-1", "4.app")];
+
 impl Store {
-    fn new() -> Self {
-        let this = Self { dir: TempDir::new() };
+    fn new(kind: Kind) -> Self {
+        let this = Self::empty(kind);
         this.fill(async |queue| {
             enqueue(queue, "first", "esc", "environment_created", &["app"]).await;
             let lease = lease(queue, "esc", "app").await;
@@ -83,12 +142,45 @@ impl Store {
             lease_and(queue, "tags", "other", later, attempt(1, None, b"")).await;
             enqueue(queue, "fourth", "esc", "environment_revision_created", &["app"]).await;
         });
+        match kind {
+            Kind::Sqlite => this.write_history(),
+            Kind::Nats => {
+                let finished = millis(SystemTime::now());
+                let record =
+                    json!({ "standing": "coalesced", "finished": finished, "destinations": ["app"] });
+                this.on_nats(async |stream| {
+                    let published = stream.publish("HOOKGATE.j.esc.app.4", record.to_string().into()).await;
+                    published.unwrap().await.unwrap();
+                });
+            }
+        }
+        this
+    }
+
+    fn empty(kind: Kind) -> Self {
+        let nats = (kind == Kind::Nats).then(NatsServer::start);
+        let queue = match &nats {
+            Some(server) => on_nats(server),
+            None => "[queue]\npath = \"{dir}/queue.db\"".to_owned(),
+        };
+        let webhook = |name: &str| {
+            Webhook::to("http://127.0.0.1:1").at(&format!("/{name}")).line(&format!("name = {name:?}"))
+        };
+        let esc = webhook("esc")
+            .destination("name = \"app\"")
+            .destination("[[webhook.destination]]\nname = \"audit\"\nurl = \"http://127.0.0.1:1\"");
+        let tags = webhook("tags").destination("name = \"other\"");
+        Self { setup: Setup::bare().section(&queue).with(esc).with(tags), nats }
+    }
+
+    /// Lets the times and the last state be those of the table.
+    fn write_history(&self) {
         let seconds = |ago: u64| {
             let at = SystemTime::now() - Duration::from_secs(ago);
-            i64::try_from(at.duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+            i64::try_from(millis(at)).unwrap()
         };
-        let connection = this.connection();
-        for (number, ago) in [(1, 3 * 86_400), (2, 7200), (3, 60), (4, 60)] {
+        let connection = self.connection();
+        for (number, ago) in [(1, 3 * 86_400), (2, 7200), (3, 61), (4, 60)] {
             let changed = connection
                 .execute("UPDATE delivery SET received = ?1 WHERE number = ?2", [seconds(ago), number])
                 .unwrap();
@@ -96,33 +188,107 @@ impl Store {
         }
         let coalesced = "UPDATE job SET state = 'coalesced', finished = since WHERE delivery = 4";
         assert_eq!(connection.execute(coalesced, []).unwrap(), 1);
-        this
+    }
+
+    fn kind(&self) -> Kind {
+        if self.nats.is_some() { Kind::Nats } else { Kind::Sqlite }
+    }
+
+    /// Its section of a configuration.
+    fn section(&self) -> String {
+        self.nats.as_ref().map_or_else(|| format!("[queue]\npath = {:?}", self.path()), on_nats)
     }
 
     fn path(&self) -> PathBuf {
-        self.dir.path().join("queue.db")
+        self.setup.dir().join("queue.db")
     }
 
     fn connection(&self) -> Connection {
+        assert_eq!(self.kind(), Kind::Sqlite);
         Connection::open(self.path()).unwrap()
     }
 
+    fn on_nats<T>(&self, work: impl AsyncFnOnce(async_nats::jetstream::Context) -> T) -> T {
+        let url = self.nats.as_ref().unwrap().url();
+        block_on(async {
+            let client = async_nats::connect(url).await.unwrap();
+            work(async_nats::jetstream::new(client)).await
+        })
+    }
+
+    /// How many bodies there are.
+    fn bodies(&self) -> u64 {
+        match self.kind() {
+            Kind::Sqlite => {
+                let count = "SELECT count(*) FROM delivery";
+                let count: i64 = self.connection().query_row(count, [], |row| row.get(0)).unwrap();
+                count.try_into().unwrap()
+            }
+            Kind::Nats => self.on_nats(async |stream| {
+                stream.get_stream("HOOKGATE").await.unwrap().cached_info().state.messages
+            }),
+        }
+    }
+
     /// Works with the queue as a service does.
-    fn fill(&self, work: impl AsyncFnOnce(&Sqlite)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let queue = Sqlite::open(&self.path(), Retention::default(), Duration::ZERO).unwrap();
-            work(&queue).await;
+    fn fill(&self, work: impl AsyncFnOnce(&dyn Queue)) {
+        block_on(async {
+            let queue: Box<dyn Queue> = match &self.nats {
+                None => Box::new(Sqlite::open(&self.path(), Retention::default(), Duration::ZERO).unwrap()),
+                Some(server) => {
+                    let settings = nats::Settings {
+                        url: server.url(),
+                        stream: "HOOKGATE".to_owned(),
+                        credentials: None,
+                        ca: None,
+                        replicas: 1,
+                    };
+                    let queue =
+                        Nats::start(&settings, Retention::default(), Duration::ZERO, 1 << 10).unwrap();
+                    queue.health().wait_for(|health| *health == Health::Ready).await.unwrap();
+                    Box::new(queue)
+                }
+            };
+            work(&*queue).await;
             queue.close().await.unwrap();
         });
     }
 
+    /// What names the store in arguments.
+    fn target(&self) -> [String; 2] {
+        let (option, path) = match self.kind() {
+            Kind::Sqlite => ("--store", self.path()),
+            Kind::Nats => ("--config", self.setup.write()),
+        };
+        [option.to_owned(), path.to_str().unwrap().to_owned()]
+    }
+
+    /// The arguments of a command on the store. `{second}` in them is the time at which that was accepted.
+    fn words(&self, words: &[&str]) -> Vec<String> {
+        let mut arguments = vec!["deliveries".to_owned(), words[0].to_owned()];
+        arguments.extend(self.target());
+        arguments.extend(words[1..].iter().map(|word| {
+            match word.strip_prefix('{').and_then(|word| word.strip_suffix('}')) {
+                Some(id) => {
+                    let all = self.json(&["list", "--json"]);
+                    let known = all.iter().find(|job| job["id"] == id).unwrap();
+                    known["received"].as_str().unwrap().to_owned()
+                }
+                None => self.job(word).to_owned(),
+            }
+        }));
+        arguments
+    }
+
+    /// What a job is called here.
+    fn job<'a>(&self, name: &'a str) -> &'a str {
+        let known = JOBS.iter().find(|(known, _)| self.nats.is_some() && *known == name);
+        known.map_or(name, |(_, here)| here)
+    }
+
     /// Runs a command on the store.
     fn run(&self, words: &[&str]) -> Output {
-        let path = self.path();
-        let mut arguments = vec!["deliveries", words[0], "--store", path.to_str().unwrap()];
-        arguments.extend(&words[1..]);
-        run(&arguments, b"")
+        run(&self.words(words), b"")
     }
 
     fn json(&self, words: &[&str]) -> Vec<Value> {
@@ -138,8 +304,9 @@ impl Store {
 
     /// Every job with its state.
     fn states(&self) -> BTreeSet<(String, String)> {
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        self.json(&["list", "--json"]).iter().map(|job| (text(&job["job"]), text(&job["state"]))).collect()
+        let all = self.json(&["list", "--json"]);
+        let states = all.iter().map(|job| job["state"].as_str().unwrap().to_owned());
+        jobs(&all).into_iter().zip(states).collect()
     }
 
     fn state(&self, job: &str) -> Option<String> {
@@ -147,12 +314,28 @@ impl Store {
     }
 }
 
+/// The section of a queue on this server.
+fn on_nats(server: &NatsServer) -> String {
+    format!("[queue]\nstore = \"nats\"\nurl = {:?}", server.url())
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+}
+
+fn millis(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
+}
+
 fn json_lines(output: &Output) -> Vec<Value> {
     stdout(output).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// The names of jobs, as in the table.
 fn jobs(lines: &[Value]) -> Vec<String> {
-    lines.iter().map(|job| job["job"].as_str().unwrap().to_owned()).collect()
+    let known = |name: &str| JOBS.iter().find(|(_, here)| *here == name).map(|(known, _)| *known);
+    let names = lines.iter().map(|job| job["job"].as_str().unwrap());
+    names.map(|name| known(name).unwrap_or(name).to_owned()).collect()
 }
 
 fn attempt(number: u32, status: Option<u16>, answer: &'static [u8]) -> Attempt {
@@ -166,7 +349,7 @@ fn attempt(number: u32, status: Option<u16>, answer: &'static [u8]) -> Attempt {
     }
 }
 
-async fn enqueue(queue: &Sqlite, id: &str, webhook: &str, event: &str, destinations: &[&str]) {
+async fn enqueue(queue: &dyn Queue, id: &str, webhook: &str, event: &str, destinations: &[&str]) {
     let header = |text: &str| HeaderValue::from_str(text).unwrap();
     let kind = event.strip_suffix("_created").unwrap();
     let delivery = Delivery {
@@ -186,14 +369,19 @@ async fn enqueue(queue: &Sqlite, id: &str, webhook: &str, event: &str, destinati
         destinations: destinations.iter().map(|name| ((*name).to_owned(), Policy::default())).collect(),
     };
     assert_eq!(queue.enqueue(delivery).await, Ok(Enqueued::Queued));
+    // The next one comes in another millisecond: times are shown and given back as such.
+    let now = millis(SystemTime::now());
+    while millis(SystemTime::now()) == now {
+        tokio::task::yield_now().await;
+    }
 }
 
-async fn lease(queue: &Sqlite, webhook: &str, destination: &str) -> Lease {
+async fn lease(queue: &dyn Queue, webhook: &str, destination: &str) -> Lease {
     let recipient = Recipient { webhook: webhook.to_owned(), destination: destination.to_owned() };
     queue.lease(&recipient, Policy::default(), 1).await.unwrap().remove(0)
 }
 
-async fn lease_and(queue: &Sqlite, webhook: &str, destination: &str, verdict: Verdict, attempt: Attempt) {
+async fn lease_and(queue: &dyn Queue, webhook: &str, destination: &str, verdict: Verdict, attempt: Attempt) {
     let lease = lease(queue, webhook, destination).await;
     match verdict {
         Verdict::Delivered => lease.ack(attempt).await,
@@ -203,9 +391,8 @@ async fn lease_and(queue: &Sqlite, webhook: &str, destination: &str, verdict: Ve
     .unwrap();
 }
 
-#[test]
-fn the_list_is_for_people() {
-    let store = Store::new();
+fn the_list_is_for_people(kind: Kind) {
+    let store = Store::new(kind);
     let output = store.run(&["list"]);
     assert_exit(&output, 0);
     let text = stdout(&output);
@@ -213,15 +400,16 @@ fn the_list_is_for_people() {
     assert_eq!(lines.len(), 6, "{text}");
     let begins =
         |line: usize, with: &str| assert!(lines[line].starts_with(with), "{with} in line {line} of\n{text}");
-    for (line, job) in ["JOB ", "4-1 ", "3-3 ", "2-1 ", "2-2 ", "1-1 "].into_iter().enumerate() {
-        begins(line, job);
+    for (line, job) in ["JOB", "4-1", "3-3", "2-1", "2-2", "1-1"].into_iter().enumerate() {
+        begins(line, &format!("{} ", store.job(job)));
     }
+    let ages = if kind == Kind::Sqlite { ["2h", "3d"] } else { ["s  ", "s  "] };
     for (line, words) in [
         (1, ["coalesced", "esc/app", "environment_revision_created", "website/prod@7", "fourth"]),
         (2, ["waiting, due in 59m", "tags/other", "environment_tag_created", "website/prod", "third"]),
-        (3, ["dead: refused", "esc/app", "environment_revision_created", "2h", "second"]),
-        (4, ["waiting, due now", "esc/audit", "environment_revision_created", "2h", "second"]),
-        (5, ["delivered", "esc/app", "environment_created", "3d", "first"]),
+        (3, ["dead: refused", "esc/app", "environment_revision_created", ages[0], "second"]),
+        (4, ["waiting, due now", "esc/audit", "environment_revision_created", ages[0], "second"]),
+        (5, ["delivered", "esc/app", "environment_created", ages[1], "first"]),
     ] {
         for word in words {
             assert!(lines[line].contains(word), "{word} in {}", lines[line]);
@@ -237,9 +425,8 @@ fn the_list_is_for_people() {
     assert_eq!(stdout(&store.run(&["list", "--webhook", "none"])), "No deliveries.\n");
 }
 
-#[test]
-fn every_filter_filters() {
-    let store = Store::new();
+fn every_filter_filters(kind: Kind) {
+    let store = Store::new(kind);
     let cases: &[(&[&str], &[&str])] = &[
         (&[], &["4-1", "3-3", "2-1", "2-2", "1-1"]),
         (&["--state", "waiting"], &["3-3", "2-2"]),
@@ -254,23 +441,31 @@ fn every_filter_filters() {
         (&["--destination", "audit"], &["2-2"]),
         (&["--event", "environment_created"], &["1-1"]),
         (&["--event", "environment_revision"], &["4-1", "2-1", "2-2"]),
-        (&["--since", "1h"], &["4-1", "3-3"]),
-        (&["--since", "2d"], &["4-1", "3-3", "2-1", "2-2"]),
-        (&["--until", "1h"], &["2-1", "2-2", "1-1"]),
-        (&["--since", "1d", "--until", "90m"], &["2-1", "2-2"]),
+        (&["--since", "{third}"], &["4-1", "3-3"]),
+        (&["--since", "{second}"], &["4-1", "3-3", "2-1", "2-2"]),
+        (&["--until", "{third}"], &["2-1", "2-2", "1-1"]),
+        (&["--since", "{second}", "--until", "{third}"], &["2-1", "2-2"]),
+        (&["--since", "4d"], &["4-1", "3-3", "2-1", "2-2", "1-1"]),
+        (&["--until", "4d"], &[]),
         (&["--since", "2000-01-01T00:00:00Z"], &["4-1", "3-3", "2-1", "2-2", "1-1"]),
         (&["--until", "2000-01-01T00:00:00+01:00"], &[]),
         (&["--state", "waiting", "--webhook", "esc", "--since", "3h"], &["2-2"]),
         (&["--limit", "5"], &["4-1", "3-3", "2-1", "2-2", "1-1"]),
     ];
-    for (filters, expected) in cases {
+    let days: &[(&[&str], &[&str])] = &[
+        (&["--since", "1h"], &["4-1", "3-3"]),
+        (&["--since", "2d"], &["4-1", "3-3", "2-1", "2-2"]),
+        (&["--until", "1h"], &["2-1", "2-2", "1-1"]),
+        (&["--since", "1d", "--until", "90m"], &["2-1", "2-2"]),
+    ];
+    let days = if kind == Kind::Sqlite { days } else { &[] };
+    for (filters, expected) in cases.iter().chain(days) {
         assert_eq!(store.jobs(filters), *expected, "{filters:?}");
     }
 }
 
-#[test]
-fn the_end_of_a_longer_list_is_told() {
-    let store = Store::new();
+fn the_end_of_a_longer_list_is_told(kind: Kind) {
+    let store = Store::new(kind);
     let table = store.run(&["list", "--limit", "2"]);
     assert_exit(&table, 0);
     let text = stdout(&table);
@@ -284,15 +479,15 @@ fn the_end_of_a_longer_list_is_told() {
     assert_eq!(stderr(&store.run(&["list", "--limit", "5", "--json"])), "");
 }
 
-#[test]
-fn json_has_every_field() {
-    let store = Store::new();
+fn json_has_every_field(kind: Kind) {
+    let store = Store::new(kind);
     let dead = &store.json(&["list", "--state", "dead", "--json"])[0];
     for (field, expected) in [
-        ("job", "2-1".into()),
+        ("job", store.job("2-1").into()),
         ("webhook", "esc".into()),
         ("destination", "app".into()),
-        ("orphaned", Value::Null),
+        // Known where there is a configuration.
+        ("orphaned", if kind == Kind::Sqlite { Value::Null } else { false.into() }),
         ("state", "dead".into()),
         ("death", "refused".into()),
         ("id", "second".into()),
@@ -316,16 +511,15 @@ fn json_has_every_field() {
     assert_eq!(store.jobs(&["--since", dead["received"].as_str().unwrap()]), ["4-1", "3-3", "2-1", "2-2"]);
 }
 
-#[test]
-fn a_job_is_shown_whole() {
-    let store = Store::new();
+fn a_job_is_shown_whole(kind: Kind) {
+    let store = Store::new(kind);
     let output = store.run(&["show", "1-1"]);
     assert_exit(&output, 0);
     let text = stdout(&output);
     for word in [
-        "1-1 to esc/app",
+        format!("{} to esc/app", store.job("1-1")).as_str(),
         "delivered",
-        "3d ago",
+        if kind == Kind::Sqlite { "3d ago" } else { "s ago" },
         "website/prod",
         "Content-Type: application/json",
         "Pulumi-Webhook-ID: first",
@@ -364,16 +558,17 @@ fn a_job_is_shown_whole() {
     assert_eq!((&failed["status"], &failed["error"]), (&Value::Null, &"no connection".into()));
 }
 
-#[test]
-fn an_id_of_pulumi_means_all_of_its_jobs() {
-    let store = Store::new();
+fn an_id_of_pulumi_means_all_of_its_jobs(kind: Kind) {
+    let store = Store::new(kind);
     assert_eq!(jobs(&store.json(&["show", "--json", "second"])), ["2-1", "2-2"]);
     assert_eq!(
         jobs(&store.json(&["show", "--json", "3-3", "second", "first"])),
         ["3-3", "2-1", "2-2", "1-1"]
     );
     let text = stdout(&store.run(&["show", "second"]));
-    assert!(text.starts_with("2-1 to esc/app\n") && text.contains("\n\n2-2 to esc/audit\n"), "{text}");
+    let heads =
+        [("2-1", "esc/app"), ("2-2", "esc/audit")].map(|(job, to)| format!("{} to {to}\n", store.job(job)));
+    assert!(text.starts_with(&heads[0]) && text.contains(&format!("\n\n{}", heads[1])), "{text}");
     // Those that are there are shown, and it is no success.
     let output = store.run(&["show", "--json", "1-1", "nobody", "9-9"]);
     assert_exit(&output, 1);
@@ -383,9 +578,8 @@ fn an_id_of_pulumi_means_all_of_its_jobs() {
     assert_exit(&store.run(&["show"]), 2);
 }
 
-#[test]
-fn a_body_comes_out_as_it_went_in() {
-    let store = Store::new();
+fn a_body_comes_out_as_it_went_in(kind: Kind) {
+    let store = Store::new(kind);
     for id in ["1-1", "first"] {
         let output = store.run(&["show", "--body", id]);
         assert_eq!(output.status.code(), Some(0));
@@ -398,23 +592,22 @@ fn a_body_comes_out_as_it_went_in() {
     assert_exit(&store.run(&["show", "--body", "--json", "first"]), 2);
 }
 
-#[test]
-fn dead_deliveries_are_redelivered_unless_told_otherwise() {
-    let before = Store::new().states();
+fn dead_deliveries_are_redelivered_unless_told_otherwise(kind: Kind) {
+    let before = Store::new(kind).states();
     let cases: &[(&[&str], &str, &[&str])] = &[
         (&["--all"], "1 delivery", &["2-1"]),
         (&["--destination", "app"], "1 delivery", &["2-1"]),
         (&["--destination", "audit"], "0 deliveries", &[]),
-        (&["--event", "environment_revision_created", "--since", "3h"], "1 delivery", &["2-1"]),
+        (&["--event", "environment_revision_created", "--since", "{second}"], "1 delivery", &["2-1"]),
         (&["--state", "dead,delivered,coalesced"], "3 deliveries", &["1-1", "2-1", "4-1"]),
-        (&["--state", "delivered", "--until", "1d"], "1 delivery", &["1-1"]),
+        (&["--state", "delivered", "--until", "{second}"], "1 delivery", &["1-1"]),
         (&["1-1"], "1 delivery", &["1-1"]),
         (&["second"], "2 deliveries", &["2-1"]),
         (&["second", "2-1", "2-2"], "2 deliveries", &["2-1"]),
         (&["second", "first", "--state", "dead"], "1 delivery", &["2-1"]),
     ];
     for (words, count, revived) in cases {
-        let store = Store::new();
+        let store = Store::new(kind);
         let output = store.run(&[&["redeliver"], *words].concat());
         // An ID that the filters leave out is no success.
         assert_exit(&output, i32::from(words.contains(&"first") && words.contains(&"dead")));
@@ -430,9 +623,8 @@ fn dead_deliveries_are_redelivered_unless_told_otherwise() {
     }
 }
 
-#[test]
-fn a_redelivered_one_is_due_at_once() {
-    let store = Store::new();
+fn a_redelivered_one_is_due_at_once(kind: Kind) {
+    let store = Store::new(kind);
     assert_exit(&store.run(&["redeliver", "2-1", "3-3"]), 0);
     for job in ["2-1", "3-3"] {
         assert!(stdout(&store.run(&["show", job])).contains("waiting, due now"));
@@ -443,9 +635,8 @@ fn a_redelivered_one_is_due_at_once() {
     });
 }
 
-#[test]
-fn what_is_to_be_changed_has_to_be_said() {
-    let store = Store::new();
+fn what_is_to_be_changed_has_to_be_said(kind: Kind) {
+    let store = Store::new(kind);
     let before = store.states();
     for command in ["redeliver", "purge"] {
         assert_refused(&store.run(&[command]), 2, &["--all"]);
@@ -461,30 +652,29 @@ fn what_is_to_be_changed_has_to_be_said() {
     // What is there is done.
     let output = store.run(&["redeliver", "nobody", "2-1", "--json"]);
     assert_exit(&output, 1);
-    assert_eq!(json_lines(&output), [serde_json::json!({ "redelivered": 1 })]);
+    assert_eq!(json_lines(&output), [json!({ "redelivered": 1 })]);
     assert_ne!(store.states(), before);
 }
 
-#[test]
-fn purging_is_asked_for_twice() {
-    let store = Store::new();
+fn purging_is_asked_for_twice(kind: Kind) {
+    let store = Store::new(kind);
     let before = store.states();
     assert_refused(&store.run(&["purge", "--all"]), 2, &["--yes"]);
     assert_refused(&store.run(&["purge", "1-1"]), 2, &["--yes"]);
     for (answer, done) in [("n\n", false), ("\n", false), ("\u{4}", false), ("y\n", true)] {
-        let output = on_a_terminal(&store.path(), &["purge", "--state", "dead"], answer);
+        let output = on_a_terminal(&store, &["purge", "--state", "dead"], answer);
         assert!(stderr(&output).contains("Purge 1 delivery?"), "{}", stderr(&output));
         assert_exit(&output, i32::from(!done));
         assert_eq!(store.states() == before, !done, "{answer:?}");
     }
     // Nothing to ask about.
-    let output = on_a_terminal(&store.path(), &["purge", "--state", "dead"], "");
+    let output = on_a_terminal(&store, &["purge", "--state", "dead"], "");
     assert_exit(&output, 0);
     assert!(stdout(&output).starts_with("0 deliveries"), "{}", stdout(&output));
 }
 
 /// Runs a command whose standard input is a terminal on which this is typed.
-fn on_a_terminal(store: &Path, words: &[&str], typed: &str) -> Output {
+fn on_a_terminal(store: &Store, words: &[&str], typed: &str) -> Output {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&keyboard).unwrap();
@@ -492,9 +682,7 @@ fn on_a_terminal(store: &Path, words: &[&str], typed: &str) -> Output {
     let name = ptsname(&keyboard, Vec::new()).unwrap();
     let terminal = File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
     let child = program()
-        .args(["deliveries", words[0], "--store"])
-        .arg(store)
-        .args(&words[1..])
+        .args(store.words(words))
         .stdin(terminal)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -505,20 +693,19 @@ fn on_a_terminal(store: &Path, words: &[&str], typed: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-#[test]
-fn waiting_deliveries_are_purged_only_by_name() {
+fn waiting_deliveries_are_purged_only_by_name(kind: Kind) {
     let cases: &[(&[&str], &str, &[&str])] = &[
         (&["--all"], "3 deliveries", &["2-2", "3-3"]),
         (&["--webhook", "tags"], "0 deliveries", &["1-1", "2-1", "2-2", "3-3", "4-1"]),
         (&["--webhook", "esc"], "3 deliveries", &["2-2", "3-3"]),
-        (&["--until", "1d"], "1 delivery", &["2-1", "2-2", "3-3", "4-1"]),
+        (&["--until", "{second}"], "1 delivery", &["2-1", "2-2", "3-3", "4-1"]),
         (&["--state", "waiting"], "2 deliveries", &["1-1", "2-1", "4-1"]),
         (&["--state", "waiting", "--webhook", "tags"], "1 delivery", &["1-1", "2-1", "2-2", "4-1"]),
         (&["3-3"], "1 delivery", &["1-1", "2-1", "2-2", "4-1"]),
         (&["second"], "2 deliveries", &["1-1", "3-3", "4-1"]),
     ];
     for (words, count, left) in cases {
-        let store = Store::new();
+        let store = Store::new(kind);
         let output = store.run(&[&["purge", "--yes"], *words].concat());
         assert_exit(&output, 0);
         assert!(stdout(&output).starts_with(&format!("{count} ")), "{words:?}: {}", stdout(&output));
@@ -529,24 +716,28 @@ fn waiting_deliveries_are_purged_only_by_name() {
             "{words:?}"
         );
     }
-    let store = Store::new();
-    assert_eq!(store.json(&["purge", "--yes", "--all", "--json"]), [serde_json::json!({ "purged": 3 })]);
+    let store = Store::new(kind);
+    assert_eq!(store.json(&["purge", "--yes", "--all", "--json"]), [json!({ "purged": 3 })]);
     // With the last job of a delivery its body is gone.
-    let bodies: i64 =
-        store.connection().query_row("SELECT count(*) FROM delivery", [], |row| row.get(0)).unwrap();
-    assert_eq!(bodies, 2);
+    assert_eq!(store.bodies(), 2);
 }
 
 /// More than fit into one condition.
-#[test]
-fn many_ids_at_once() {
-    let store = Store { dir: TempDir::new() };
+fn many_ids_at_once(kind: Kind) {
+    let store = Store::empty(kind);
     store.fill(async |queue| {
+        let recipient = Recipient { webhook: "esc".to_owned(), destination: "app".to_owned() };
         for number in 0..700 {
             enqueue(queue, &format!("id-{number}"), "esc", "environment_created", &["app"]).await;
         }
+        let mut dead = 0;
+        while dead < 700 {
+            for lease in queue.lease(&recipient, Policy::default(), 100).await.unwrap() {
+                lease.dead_letter(Death::Age, None).await.unwrap();
+                dead += 1;
+            }
+        }
     });
-    store.connection().execute("UPDATE job SET state = 'dead', death = 'max_age'", []).unwrap();
     let ids = store.jobs(&["--state", "dead", "--limit", "2000"]);
     assert_eq!(ids.len(), 700);
     let words: Vec<_> = ["redeliver"].into_iter().chain(ids.iter().map(String::as_str)).collect();
@@ -558,7 +749,7 @@ fn many_ids_at_once() {
 
 #[test]
 fn a_store_that_is_none_is_told() {
-    let store = Store::new();
+    let store = Store::new(Kind::Sqlite);
     let dir = TempDir::new();
     let on = |path: &Path, words: &[&str]| {
         let arguments = [&["deliveries"], words, &["--store", path.to_str().unwrap()]].concat();
@@ -582,9 +773,27 @@ fn a_store_that_is_none_is_told() {
     assert_refused(&store.run(&["list"]), 1, &["newer"]);
 }
 
+/// A server that nobody answers for, and one on which no service was ever started.
+#[test]
+fn a_server_without_a_queue_is_told() {
+    let on = |server: &NatsServer, why: &str| {
+        let webhook = Webhook::to("http://127.0.0.1:1");
+        let setup = Setup::bare().section(&on_nats(server)).with(webhook);
+        let config = setup.write();
+        let output = run(&["deliveries", "list", "--config", config.to_str().unwrap()], b"");
+        assert_refused(&output, 1, &["the queue is not there", why]);
+    };
+    let stopped = NatsServer::stopped(TempDir::new(), "");
+    let empty = NatsServer::start();
+    std::thread::scope(|both| {
+        both.spawn(|| on(&stopped, "no connection to NATS"));
+        both.spawn(|| on(&empty, "stream not found"));
+    });
+}
+
 #[test]
 fn a_damaged_store_is_told_and_not_touched() {
-    let store = Store::new();
+    let store = Store::new(Kind::Sqlite);
     let connection = store.connection();
     connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE); PRAGMA journal_mode = DELETE").unwrap();
     drop(connection);
@@ -603,7 +812,7 @@ fn a_damaged_store_is_told_and_not_touched() {
 /// Whoever holds the store for longer than a moment does not hold up the command for ever.
 #[test]
 fn a_locked_store_is_told() {
-    let store = Store::new();
+    let store = Store::new(Kind::Sqlite);
     let connection = store.connection();
     connection.execute_batch("BEGIN IMMEDIATE; UPDATE job SET due = 0").unwrap();
     // Those who read do not mind.
@@ -614,19 +823,11 @@ fn a_locked_store_is_told() {
     assert_eq!(store.state("2-1").as_deref(), Some("waiting"));
 }
 
-#[test]
-fn a_reader_that_leaves_early_is_no_failure() {
-    let store = Store::new();
+fn a_reader_that_leaves_early_is_no_failure(kind: Kind) {
+    let store = Store::new(kind);
     for words in [&["list"][..], &["list", "--json"], &["show", "second"], &["show", "--body", "second"]] {
-        let mut child = program()
-            .arg("deliveries")
-            .args(words)
-            .arg("--store")
-            .arg(store.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            program().args(store.words(words)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         drop(child.stdout.take());
         let output = child.wait_with_output().unwrap();
         assert_exit(&output, 0);
@@ -643,7 +844,7 @@ fn setup(store: &Store, section: &str) -> Setup {
 
 #[test]
 fn the_store_is_found_by_the_configuration() {
-    let store = Store::new();
+    let store = Store::new(Kind::Sqlite);
     let setup = setup(&store, "[queue]\npath = \"{store}\"");
     let config = setup.write();
     let config = config.to_str().unwrap();
@@ -671,7 +872,7 @@ fn the_store_is_found_by_the_configuration() {
 
 #[test]
 fn a_configuration_has_to_have_a_queue() {
-    let store = Store::new();
+    let store = Store::new(Kind::Sqlite);
     let without = setup(&store, "");
     let config = without.write();
     let on = |config: &Path, words: &[&str]| {
@@ -692,11 +893,11 @@ fn a_configuration_has_to_have_a_queue() {
 }
 
 /// Beside a running service, which notices by itself.
-#[test]
-fn a_running_service_redelivers_what_it_is_told() {
+fn a_running_service_redelivers_what_it_is_told(kind: Kind) {
     let upstream = Upstream::always(Reply::answer(400, &[], "not\x07now"));
+    let store = Store::empty(kind);
     let hookgate = Setup::new(&upstream)
-        .section("[queue]\npath = \"{dir}/queue.db\"")
+        .section(&store.section())
         .webhook("name = \"esc\"")
         .destination("name = \"app\"")
         .start();
@@ -712,6 +913,8 @@ fn a_running_service_redelivers_what_it_is_told() {
             (!found.is_empty()).then(|| found[0].clone())
         })
     };
+    // A server is reached somewhat later than a file.
+    eventually("it is ready", || (hookgate.ops("/readyz").status == 200).then_some(()));
     let delivery = Sent::good();
     assert_eq!(hookgate.send(&delivery).status, 202);
     let job = ended_as("dead");
@@ -740,13 +943,12 @@ fn a_running_service_redelivers_what_it_is_told() {
 }
 
 /// What is told while the service is down is done when it is up again.
-#[test]
-fn a_redelivery_waits_for_the_service() {
-    let store = Store::new();
+fn a_redelivery_waits_for_the_service(kind: Kind) {
+    let store = Store::new(kind);
     let upstream = Upstream::always(Reply::ok());
     assert_exit(&store.run(&["redeliver", "--state", "dead"]), 0);
     let _hookgate = Setup::new(&upstream)
-        .section(&format!("[queue]\npath = {:?}", store.path()))
+        .section(&store.section())
         .webhook("name = \"esc\"")
         .destination("name = \"app\"")
         .start();

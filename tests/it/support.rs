@@ -6,6 +6,7 @@ mod client;
 mod hookgate;
 mod nats;
 mod peer;
+mod proxy;
 mod samples;
 pub(crate) mod tls;
 mod upstream;
@@ -26,8 +27,9 @@ use sha2::Sha256;
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
     hookgate::{Hookgate, Setup, Webhook, program, run},
-    nats::NatsServer,
+    nats::{NatsCluster, NatsServer},
     peer::Peer,
+    proxy::{Cut, Proxy},
     samples::{ESC, PUBLISHED_KINDS, SAMPLES, Sample, known_answers, sample},
     upstream::{Reply, Request, Upstream},
     wire::Address,

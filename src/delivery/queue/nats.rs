@@ -12,13 +12,16 @@
 //! - To deliver a finished job once more, a message without a body is published that calls it back. It counts how
 //!   often that was done, so that an old call is known as such.
 //!
-//! `wire` is what is written, `store` reads and writes, `feed` brings jobs and `hold` takes their verdicts, `browse`
-//! is the log, `sweep` forgets what is old.
+//! `connect` connects, `wire` and `record` are what is written, `store` reads and writes, `feed` brings jobs, which `look`
+//! tells from other messages, and `hold` takes their verdicts, `browse` is the log, `sweep` forgets what is old.
 
 mod browse;
+mod connect;
 mod enqueue;
 mod feed;
 mod hold;
+mod look;
+mod record;
 mod store;
 mod sweep;
 mod wire;
@@ -26,15 +29,15 @@ mod wire;
 use std::{
     collections::HashMap,
     fmt, io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use async_nats::{ConnectOptions, Event, ServerAddr};
+use async_nats::{ConnectOptions, ServerAddr};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -43,6 +46,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    connect::{Connections, options, split},
     feed::Feed,
     hold::Held,
     store::{Shape, Store, disconnected},
@@ -120,14 +124,16 @@ struct Shared {
     window: Duration,
     health: watch::Sender<Health>,
     connections: watch::Sender<Connections>,
-    /// The last enqueue found no room.
+    /// There was no room for a delivery, and none was made since. That a smaller one has found some says nothing.
     full: AtomicBool,
     bytes: AtomicU64,
     dead_dropped: AtomicU64,
     /// Everything was swept once.
     swept: AtomicBool,
-    /// Runs the service, and not a command beside it.
-    serves: bool,
+    /// The largest body of a delivery. `None`: this is no service, but a command beside it.
+    max_body: Option<usize>,
+    /// The server's limit that was warned of.
+    warned: AtomicUsize,
     /// Who makes room, and when there was none to make.
     room: tokio::sync::Mutex<Option<Instant>>,
     feeds: Mutex<HashMap<Recipient, Arc<Feed>>>,
@@ -139,40 +145,21 @@ struct Shared {
     runtime: Handle,
 }
 
-/// What is known of connections.
-#[derive(Debug, Default)]
-struct Connections {
-    /// How many were made and lost.
-    changes: u64,
-    /// What the last try to make one ended in.
-    trouble: Option<String>,
-}
-
-impl Connections {
-    fn heard(&mut self, event: &Event) {
-        match event {
-            Event::Connected => {
-                self.changes = self.changes.wrapping_add(1);
-                self.trouble = None;
-            }
-            Event::Disconnected => self.changes = self.changes.wrapping_add(1),
-            // It names a server at most: the library's errors have no secrets in them.
-            Event::ClientError(error) => self.trouble = Some(error.to_string()),
-            Event::ServerError(error) => self.trouble = Some(error.to_string()),
-            _ => {}
-        }
-    }
-}
-
 impl Nats {
     /// Starts the engine. It connects by itself, and again when the connection is lost: [`Queue::health`] says how it
-    /// stands. To be called in a runtime.
+    /// stands. To be called in a runtime. `max_body` is that of the largest delivery, in bytes: a server that does not take
+    /// messages of that size is warned of.
     ///
     /// # Errors
     ///
     /// [`StartError`]: settings that will never work.
-    pub fn start(settings: &Settings, retention: Retention, window: Duration) -> Result<Self, StartError> {
-        Self::connect(settings, retention, window, true)
+    pub fn start(
+        settings: &Settings,
+        retention: Retention,
+        window: Duration,
+        max_body: usize,
+    ) -> Result<Self, StartError> {
+        Self::connect(settings, retention, window, Some(max_body))
     }
 
     /// The same for a command, beside services or without one: it leaves the streams as they are and forgets nothing.
@@ -181,14 +168,14 @@ impl Nats {
     ///
     /// [`StartError`].
     pub fn start_beside(settings: &Settings) -> Result<Self, StartError> {
-        Self::connect(settings, Retention::default(), Duration::ZERO, false)
+        Self::connect(settings, Retention::default(), Duration::ZERO, None)
     }
 
     fn connect(
         settings: &Settings,
         retention: Retention,
         window: Duration,
-        serves: bool,
+        max_body: Option<usize>,
     ) -> Result<Self, StartError> {
         let name = &settings.stream;
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
@@ -212,7 +199,8 @@ impl Nats {
             bytes: AtomicU64::new(0),
             dead_dropped: AtomicU64::new(0),
             swept: AtomicBool::new(false),
-            serves,
+            max_body,
+            warned: AtomicUsize::new(0),
             room: tokio::sync::Mutex::new(None),
             feeds: Mutex::default(),
             known: Mutex::default(),
@@ -244,69 +232,6 @@ impl Drop for Nats {
     }
 }
 
-/// The user of a URL, and the URL without: it may be logged.
-fn split(url: &str) -> (String, Option<&str>) {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
-    match rest.rsplit_once('@') {
-        Some((user, host)) => (format!("{scheme}://{host}"), Some(user)),
-        None => (format!("{scheme}://{rest}"), None),
-    }
-}
-
-fn options(
-    settings: &Settings,
-    user: Option<&str>,
-    connections: &watch::Sender<Connections>,
-) -> Result<ConnectOptions, StartError> {
-    const CONNECT: Duration = Duration::from_secs(3);
-    const PING: Duration = Duration::from_secs(4);
-    const MAX_DELAY: Duration = Duration::from_secs(1);
-
-    let mut options = ConnectOptions::new();
-    if let Some(path) = &settings.credentials {
-        options = credentials(path)?;
-    } else if let Some(user) = user {
-        // Without a password it is a token.
-        let known =
-            |part| wire::unescaped(part).and_then(|part| String::from_utf8(part).ok()).ok_or(StartError::Url);
-        options = match user.split_once(':') {
-            Some((user, password)) => options.user_and_password(known(user)?, known(password)?),
-            None => options.token(known(user)?),
-        };
-    }
-    if let Some(path) = &settings.ca {
-        let pem = std::fs::read(path).map_err(StartError::Authorities)?;
-        if let Err(error) = crate::tls::Authorities::parse(&pem) {
-            return Err(StartError::Authorities(io::Error::other(error)));
-        }
-        options = options.add_root_certificates(path.clone()).require_tls(true);
-    }
-    let connections = connections.clone();
-    Ok(options
-        .name("hookgate")
-        .retry_on_initial_connect()
-        .connection_timeout(CONNECT)
-        .request_timeout(Some(store::REQUEST))
-        .ping_interval(PING)
-        .reconnect_delay_callback(|attempts| {
-            let attempts = u32::try_from(attempts.min(10)).unwrap_or(10);
-            (Duration::from_millis(20) * 2_u32.saturating_pow(attempts)).min(MAX_DELAY)
-        })
-        .event_callback(move |event| {
-            connections.send_modify(|known| known.heard(&event));
-            std::future::ready(())
-        }))
-}
-
-fn credentials(path: &Path) -> Result<ConnectOptions, StartError> {
-    let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(StartError::Unreadable)?);
-    if let Ok(options) = ConnectOptions::with_credentials(&text) {
-        return Ok(options);
-    }
-    let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
-    seed.map(|seed| ConnectOptions::with_nkey(seed.to_owned())).ok_or(StartError::Credentials)
-}
-
 impl Shared {
     /// Connects, and looks after the store until the end.
     async fn run(
@@ -329,7 +254,7 @@ impl Shared {
             }
         };
         let store = self.store.get_or_init(|| store).clone();
-        let tasks: &[Task] = if self.serves { &[Task::Renew, Task::Sweep] } else { &[] };
+        let tasks: &[Task] = if self.serves() { &[Task::Renew, Task::Sweep] } else { &[] };
         for task in tasks.iter().copied() {
             let this = Arc::clone(&self);
             self.spawn(async move { this.look_after(task).await });
@@ -361,9 +286,10 @@ impl Shared {
             let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
             return Health::NotReady(format!("there is no connection to NATS{trouble}"));
         }
+        self.compare(store.client.max_payload());
         let looked = timeout(CHECK, async {
             if !*set_up {
-                if self.serves {
+                if self.serves() {
                     store.set_up(shape).await?;
                 }
                 *set_up = true;
@@ -380,10 +306,31 @@ impl Shared {
             }
             Err(_) => return Health::NotReady("NATS does not answer in time".to_owned()),
         }
-        if self.full.load(Ordering::Relaxed) && self.make_room(store).await.is_err() {
-            return Health::NotReady(QueueError::Full.to_string());
+        if self.full.load(Ordering::Relaxed) {
+            if self.make_room(store).await.is_err() {
+                return Health::NotReady(QueueError::Full.to_string());
+            }
+            self.full.store(false, Ordering::Relaxed);
         }
         Health::Ready
+    }
+
+    const fn serves(&self) -> bool {
+        self.max_body.is_some()
+    }
+
+    /// Warns of a server that does not take the largest deliveries: once, and again if it has another limit later.
+    fn compare(&self, max_payload: usize) {
+        let Some(max_body) = self.max_body else { return };
+        let needed = max_body.saturating_add(wire::HEADERS);
+        if max_payload < needed && self.warned.swap(max_payload, Ordering::Relaxed) != max_payload {
+            tracing::warn!(
+                max_payload,
+                needed,
+                "the NATS server takes no messages as large as the largest deliveries: these will be refused; \
+                 raise `max_payload` of the server, or lower `server.max_body`"
+            );
+        }
     }
 
     async fn look_after(self: Arc<Self>, task: Task) {

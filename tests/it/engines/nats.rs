@@ -1,16 +1,6 @@
 //! The engine on NATS JetStream, with a real server: what the contract of all engines does not say.
 
-use std::{
-    io::{self, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    path::PathBuf,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use hookgate::delivery::queue::{
     Enqueued, Filter, Health, Policy, Queue, QueueError, Retention, State,
@@ -21,7 +11,10 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 
 use super::contract::{Engine, WINDOW, ack, all, delivery, enqueue, id_of, lease, ready, recipient, until};
-use crate::support::{Instant, NatsServer, PATIENCE, TempDir, tls::Authority};
+use crate::support::{
+    Cut, Delivery as Sent, Hookgate, Instant, NatsServer, PATIENCE, Proxy, Reply, Setup, TempDir, Upstream,
+    eventually, tls::Authority,
+};
 
 mod contract {
     crate::engines::contract::hold!(crate::support::NatsServer::start());
@@ -38,7 +31,7 @@ fn settings(url: &str) -> Settings {
 }
 
 fn open(settings: &Settings, retention: Retention, window: Duration) -> Arc<dyn Queue> {
-    Arc::new(Nats::start(settings, retention, window).unwrap())
+    Arc::new(Nats::start(settings, retention, window, 1 << 20).unwrap())
 }
 
 fn opened(settings: &Settings) -> Arc<dyn Queue> {
@@ -112,10 +105,10 @@ async fn a_killed_server_takes_nothing_with_it() {
 async fn a_server_out_of_reach_is_not_waited_for() {
     let server = NatsServer::start();
     let proxy = Proxy::start(server.address());
-    let queue = opened(&settings(&format!("nats://{}", proxy.address)));
+    let queue = opened(&settings(&proxy.url()));
     is_ready(&*queue).await;
     enqueue(&*queue, delivery("before")).await;
-    proxy.cut();
+    proxy.cut(Cut::Swallowed);
     refuses_in_time(&*queue).await;
     is_not_ready(&*queue).await;
     proxy.mend();
@@ -238,8 +231,81 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     let mut large = delivery("large");
     large.parcel.body = vec![b'x'; 40 << 10].into();
     let Err(QueueError::Unavailable(why)) = queue.enqueue(large).await else { panic!() };
-    assert!(why.contains("payload"), "{why}");
+    for word in ["too large", "32768", "max_payload", "server.max_body"] {
+        assert!(why.contains(word), "{why}");
+    }
+    // That says nothing about others.
+    assert_eq!(*queue.health().borrow(), Health::Ready);
     enqueue(&*queue, delivery("small")).await;
+    // The headers count, too.
+    let mut large = delivery("no larger than the limit");
+    large.parcel.body = vec![b'x'; 32 << 10].into();
+    assert!(matches!(queue.enqueue(large).await, Err(QueueError::Unavailable(_))));
+    assert_eq!(*queue.health().borrow(), Health::Ready);
+}
+
+/// A store that has room for small deliveries only is full, and is not ready and full by turns.
+#[tokio::test]
+async fn what_still_fits_does_not_make_a_full_store_ready() {
+    let server = NatsServer::start();
+    let retention = Retention { max_bytes: 1 << 20, ..Retention::default() };
+    let queue = ready(&server, retention, WINDOW).await;
+    let large = |n: usize| {
+        let mut large = delivery(&format!("large-{n}"));
+        large.parcel.body = vec![b'x'; 100 << 10].into();
+        large
+    };
+    let mut waiting = 0;
+    while queue.enqueue(large(waiting)).await != Err(QueueError::Full) {
+        waiting += 1;
+    }
+    is_not_ready(&*queue).await;
+    enqueue(&*queue, delivery("small")).await;
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(1) {
+        assert_eq!(queue.enqueue(delivery("small")).await, Ok(Enqueued::Duplicate));
+        assert_ne!(*queue.health().borrow(), Health::Ready);
+    }
+    for _ in 0..=waiting {
+        ack(lease(&*queue, "app").await).await;
+    }
+    is_ready(&*queue).await;
+    enqueue(&*queue, large(waiting)).await;
+}
+
+/// Whoever runs the service is told at the start, and not by the first large delivery.
+#[test]
+fn a_server_that_takes_less_than_the_largest_delivery_is_warned_of() {
+    let warning = "the NATS server takes no messages as large";
+    let warned =
+        |service: &Hookgate| service.log_lines().iter().filter(|line| line.contains(warning)).count();
+    let upstream = Upstream::always(Reply::ok());
+    let mut server = NatsServer::with(TempDir::new(), "max_payload: 32KB");
+    let on = |server: &NatsServer, max_body: &str| {
+        let queue = format!("[queue]\nstore = \"nats\"\nurl = {:?}", server.url());
+        Setup::new(&upstream).server(&format!("max_body = {max_body:?}")).section(&queue).start()
+    };
+    let is_ready = |service: &Hookgate| {
+        eventually("it is ready", || (service.ops("/readyz").status == 200).then_some(()));
+    };
+    let service = on(&server, "64KiB");
+    let line = service.wait_for_log(|line| line["message"].as_str().unwrap_or_default().contains(warning));
+    assert_eq!(line["level"], "WARN");
+    assert_eq!((&line["max_payload"], &line["needed"]), (&(32 << 10).into(), &(68 << 10).into()));
+    is_ready(&service);
+    service.send(&Sent::good_with(&"x".repeat(40 << 10))).assert_refused(503, "queue_unavailable");
+    let refused = service.wait_for_log(|line| line["outcome"] == "queue_unavailable");
+    assert!(refused["reason"].as_str().unwrap().contains("max_payload"), "{refused}");
+    assert_eq!(service.ops("/readyz").status, 200);
+    assert_eq!(service.send(&Sent::good()).said(), (202, "queued"));
+    // The same server again is nothing new.
+    server.restart();
+    eventually("it is known that it was away", || (service.send(&Sent::good()).status == 202).then_some(()));
+    is_ready(&service);
+    assert_eq!(warned(&service), 1);
+    let small = on(&server, "28KiB");
+    is_ready(&small);
+    assert_eq!(warned(&small), 0);
 }
 
 #[tokio::test]
@@ -361,7 +427,7 @@ async fn what_never_works_is_said_at_the_start() {
     let dir = TempDir::new();
     let empty = dir.write("empty", "nothing\n");
     let start =
-        |settings: &Settings| Nats::start(settings, Retention::default(), WINDOW).map(drop).unwrap_err();
+        |settings: &Settings| Nats::start(settings, Retention::default(), WINDOW, 1).map(drop).unwrap_err();
     let good = settings("nats://127.0.0.1:1");
     for name in ["", "a.b", "a b", "*"] {
         let wrong = Settings { stream: name.to_owned(), ..good.clone() };
@@ -374,57 +440,4 @@ async fn what_never_works_is_said_at_the_start() {
     assert!(matches!(start(&wrong), StartError::Credentials));
     let wrong = Settings { ca: Some(empty), ..good };
     assert!(matches!(start(&wrong), StartError::Authorities(_)));
-}
-
-/// Stands between, and can stop passing anything on without closing.
-struct Proxy {
-    address: SocketAddr,
-    cut: Arc<AtomicBool>,
-    sockets: Arc<Mutex<Vec<TcpStream>>>,
-}
-
-impl Proxy {
-    fn start(to: SocketAddr) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let this =
-            Self { address: listener.local_addr().unwrap(), cut: Arc::default(), sockets: Arc::default() };
-        let (cut, sockets) = (Arc::clone(&this.cut), Arc::clone(&this.sockets));
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let Ok(far) = TcpStream::connect(to) else { continue };
-                for (from, to) in [(&near, &far), (&far, &near)] {
-                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    sockets.lock().unwrap().push(from.try_clone().unwrap());
-                    let cut = Arc::clone(&cut);
-                    thread::spawn(move || drop(pass(from, to, &cut)));
-                }
-            }
-        });
-        this
-    }
-
-    fn cut(&self) {
-        self.cut.store(true, Ordering::Release);
-    }
-
-    /// New connections work again; those that were cut are gone.
-    fn mend(&self) {
-        for socket in self.sockets.lock().unwrap().drain(..) {
-            drop(socket.shutdown(Shutdown::Both));
-        }
-        self.cut.store(false, Ordering::Release);
-    }
-}
-
-fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) -> io::Result<()> {
-    let mut buffer = [0; 16 << 10];
-    loop {
-        let length = from.read(&mut buffer)?;
-        if length == 0 {
-            return to.shutdown(Shutdown::Both);
-        }
-        if !cut.load(Ordering::Acquire) {
-            to.write_all(&buffer[..length])?;
-        }
-    }
 }

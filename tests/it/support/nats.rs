@@ -2,6 +2,7 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
@@ -30,9 +31,7 @@ impl NatsServer {
 
     /// One that is not there yet.
     pub(crate) fn stopped(dir: TempDir, config: &str) -> Self {
-        // A port that was free a moment ago.
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
+        let address = free();
         let config = config.replace("{dir}", dir.path().to_str().unwrap());
         Self { dir, address, config, child: None }
     }
@@ -55,17 +54,28 @@ impl NatsServer {
 
     /// Starts it, on the same port and with what it stored.
     pub(crate) fn restart(&mut self) {
+        self.launch();
+        self.wait();
+    }
+
+    fn launch(&mut self) {
         self.kill();
         let config =
             format!("jetstream {{ store_dir: {:?} }}\n{}\n", self.dir.path().join("js"), self.config);
         let config = self.dir.write("nats.conf", config);
         let mut command = Command::new("nats-server");
         command.arg("-c").arg(config).args(["-a", "127.0.0.1", "-p", &self.address.port().to_string()]);
-        let log = self.dir.path().join("nats.log");
-        command.arg("-l").arg(&log).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("-l").arg(self.log()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         self.child = Some(command.spawn().expect("nats-server is installed"));
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.path().join("nats.log")
+    }
+
+    fn wait(&self) {
         eventually("nats-server is ready", || {
-            let ready = std::fs::read_to_string(&log).unwrap_or_default();
+            let ready = std::fs::read_to_string(self.log()).unwrap_or_default();
             let ready = ready.matches("Server is ready").count();
             (ready > 0).then(|| TcpStream::connect(self.address).ok()).flatten()
         });
@@ -75,5 +85,54 @@ impl NatsServer {
 impl Drop for NatsServer {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// An address that was free a moment ago.
+fn free() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap()
+}
+
+/// Three servers that keep everything together, each on ports of its own.
+#[derive(Debug)]
+pub(crate) struct NatsCluster {
+    servers: Vec<NatsServer>,
+}
+
+impl NatsCluster {
+    const SIZE: usize = 3;
+
+    pub(crate) fn start() -> Self {
+        let ports: Vec<_> = (0..Self::SIZE).map(|_| free()).collect();
+        let routes: Vec<_> = ports.iter().map(|address| format!("\"nats://{address}\"")).collect();
+        let server = |number: usize| {
+            let config = format!(
+                "server_name: {}\ncluster {{ name: test, listen: \"{}\", routes: [ {} ] }}",
+                Self::name(number),
+                ports[number],
+                routes.join(", "),
+            );
+            NatsServer::stopped(TempDir::new(), &config)
+        };
+        let mut servers: Vec<_> = (0..Self::SIZE).map(server).collect();
+        servers.iter_mut().for_each(NatsServer::launch);
+        servers.iter().for_each(NatsServer::wait);
+        Self { servers }
+    }
+
+    /// What a server calls itself.
+    pub(crate) fn name(number: usize) -> String {
+        format!("server-{number}")
+    }
+
+    /// The server that calls itself so.
+    pub(crate) fn server(&mut self, name: &str) -> &mut NatsServer {
+        let number = (0..Self::SIZE).find(|number| Self::name(*number) == name);
+        &mut self.servers[number.unwrap()]
+    }
+
+    /// All servers.
+    pub(crate) fn url(&self) -> String {
+        self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
     }
 }

@@ -7,8 +7,9 @@ use futures_util::future::join_all;
 
 use super::{
     enqueue::call_back,
+    record::{JobRecord, Standing, time},
     store::{AT_ONCE, Refused, Store, Which},
-    wire::{JobKey, JobRecord, Message, Meta, Standing, Stored, time},
+    wire::{JobKey, Message, Meta, Stored},
 };
 use crate::delivery::queue::{Details, Filter, JobId, QueueError, Recipient, Record, State};
 

@@ -9,8 +9,9 @@ use tokio::time::timeout;
 
 use super::{
     Shared, feed,
+    record::{JobRecord, Standing, time},
     store::{REQUEST, Refused, Store, Which},
-    wire::{JobKey, JobRecord, Meta, Standing, Stored, body_digest, message_id, time},
+    wire::{JobKey, Meta, Stored, body_digest, message_id},
 };
 use crate::delivery::queue::{Delivery, Enqueued, QueueError, Recipient};
 
@@ -22,7 +23,9 @@ impl Shared {
         let store = self.ready()?;
         match timeout(REQUEST, self.take(store, &delivery)).await {
             Ok(taken) => {
-                self.full.store(taken == Err(QueueError::Full), Ordering::Relaxed);
+                if taken == Err(QueueError::Full) {
+                    self.full.store(true, Ordering::Relaxed);
+                }
                 taken
             }
             Err(_) => Err(QueueError::Unavailable("NATS does not answer in time".to_owned())),

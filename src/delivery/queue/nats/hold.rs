@@ -16,8 +16,9 @@ use tokio::time::Instant;
 
 use super::{
     Shared, lock,
+    record::{JobRecord, Standing, millis},
     store::{Refused, Store},
-    wire::{JobKey, JobRecord, Standing, millis},
+    wire::JobKey,
 };
 use crate::delivery::queue::{Answer, Attempt, Hold, QueueError, Verdict};
 

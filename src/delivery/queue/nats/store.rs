@@ -16,7 +16,10 @@ use async_nats::{
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
 
-use super::wire::{JobKey, JobRecord, Names, Stored};
+use super::{
+    record::JobRecord,
+    wire::{HEADERS, JobKey, Names, Stored},
+};
 use crate::delivery::queue::QueueError;
 
 /// For one request to the server.
@@ -262,7 +265,8 @@ impl Store {
         record: &JobRecord,
     ) -> Result<u64, Refused> {
         let subject = self.names.record(webhook, job);
-        let written = self.publish(subject, None, record.payload(), None, Some(sequence)).await?;
+        let payload = record.payload(self.client.max_payload().saturating_sub(HEADERS));
+        let written = self.publish(subject, None, payload, None, Some(sequence)).await?;
         Ok(written.sequence)
     }
 
@@ -450,8 +454,16 @@ pub(super) fn disconnected() -> QueueError {
 }
 
 fn refused(error: PublishError) -> Refused {
-    if error.kind() == PublishErrorKind::WrongLastSequence {
-        return Refused::Stale;
+    match error.kind() {
+        PublishErrorKind::WrongLastSequence => return Refused::Stale,
+        // Nothing was sent. The source has both sizes.
+        PublishErrorKind::MaxPayloadExceeded => {
+            let sizes = error.source().map(ToString::to_string).unwrap_or_default();
+            return Refused::Failed(QueueError::Unavailable(format!(
+                "a message would be too large for the NATS server ({sizes}): raise `max_payload` of the server, or lower `server.max_body`"
+            )));
+        }
+        _ => {}
     }
     let told = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
     if told.is_some_and(|told| {

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use super::{
     Shared,
+    record::{JobRecord, Standing, time},
     store::{Scan, Store, Which},
-    wire::{JobKey, JobRecord, Message, Standing, time},
+    wire::{JobKey, Message},
 };
 use crate::delivery::queue::{Depth, QueueError, Recipient, Retention, Stock};
 

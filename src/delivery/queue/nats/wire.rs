@@ -1,10 +1,9 @@
-//! What is written to the streams, and under which subjects.
+//! Deliveries as they are written to their stream, and the subjects of everything.
 //!
 //! A delivery is one message: the body as it came, and everything else in one header. Its subject ends in a digest of
-//! webhook and ID, so that the server itself refuses a second one: see [`delivery`](super). A job's record is one
-//! message too, the last of its subject.
+//! webhook and ID, so that the server itself refuses a second one: see [`delivery`](super).
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
     destination::Parcel,
-    queue::{Attempt, Death, Delivery, JobId, MAX_ANSWER, Recipient, State},
+    queue::{Delivery, JobId, Recipient},
 };
 
 /// The names of streams and subjects.
@@ -187,6 +186,10 @@ pub(super) fn body_digest(body: &[u8]) -> String {
 pub(super) fn message_id(delivery: &Delivery) -> String {
     format!("{}.{}", encode(&delivery.webhook), id_digest(delivery.parcel.id.as_bytes()))
 }
+
+/// What the headers of a message take at most, in bytes: with names, ID and kind as long as they may be, and a dozen
+/// destinations. A sender can make them longer still by an unusual content type or the names in its payload.
+pub(super) const HEADERS: usize = 4 << 10;
 
 /// The header with everything about a delivery but its body.
 const DELIVERY: &str = "Hookgate-Delivery";
@@ -371,192 +374,6 @@ fn shown(escaped: &str) -> String {
     unescape(escaped).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
 }
 
-/// Where a job stands in its record. Without a record it waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Standing {
-    #[default]
-    Waiting,
-    Delivered,
-    Dead,
-    Coalesced,
-    /// Forgotten. The record stays as long as a message could bring the job back.
-    Purged,
-}
-
-impl Standing {
-    /// `None`: users see nothing of it.
-    pub(super) const fn state(self) -> Option<State> {
-        match self {
-            Self::Waiting => Some(State::Waiting),
-            Self::Delivered => Some(State::Delivered),
-            Self::Dead => Some(State::Dead),
-            Self::Coalesced => Some(State::Coalesced),
-            Self::Purged => None,
-        }
-    }
-}
-
-/// What is known of a job beyond its delivery.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct JobRecord {
-    pub(super) standing: Standing,
-    /// How often it was called back after an end.
-    #[serde(default)]
-    pub(super) generation: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    death: Option<String>,
-    /// Milliseconds since 1970, like every time here. Absent: when it was received.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) since: Option<u64>,
-    #[serde(default)]
-    pub(super) attempts: u32,
-    #[serde(default)]
-    pub(super) attempts_ever: u32,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) due: Option<u64>,
-    /// It waits for no newer one.
-    #[serde(default)]
-    pub(super) chosen: bool,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) finished: Option<u64>,
-    /// Where the server is told to bring it at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) reply: Option<String>,
-    /// Every destination of its delivery.
-    #[serde(default)]
-    pub(super) destinations: Vec<String>,
-    #[serde(default)]
-    log: Vec<Logged>,
-}
-
-/// Of a job's attempts, the last ones are kept.
-const ATTEMPTS: usize = 20;
-
-impl JobRecord {
-    pub(super) fn waiting(destinations: &[String]) -> Self {
-        Self { destinations: destinations.to_vec(), ..Self::default() }
-    }
-
-    pub(super) fn is_finished(&self) -> bool {
-        self.standing != Standing::Waiting
-    }
-
-    pub(super) fn finish(&mut self, standing: Standing) {
-        self.standing = standing;
-        self.death = None;
-        self.finished = Some(millis(SystemTime::now()));
-        self.due = None;
-        self.reply = None;
-        self.chosen = false;
-    }
-
-    pub(super) fn die(&mut self, death: Death) {
-        self.finish(Standing::Dead);
-        self.death = Some(death.name().to_owned());
-    }
-
-    pub(super) fn death(&self) -> Option<Death> {
-        let name = self.death.as_deref()?;
-        Death::ALL.into_iter().find(|death| death.name() == name)
-    }
-
-    /// It waits again, called back for the `generation`th time.
-    pub(super) fn revive(&mut self, generation: u32) {
-        self.standing = Standing::Waiting;
-        self.generation = generation;
-        self.death = None;
-        self.since = Some(millis(SystemTime::now()));
-        self.attempts = 0;
-        self.due = None;
-        self.chosen = true;
-        self.finished = None;
-        self.reply = None;
-    }
-
-    pub(super) fn purge(&mut self) {
-        self.finish(Standing::Purged);
-        self.log.clear();
-    }
-
-    pub(super) fn add(&mut self, attempt: &Attempt) {
-        self.attempts = self.attempts.saturating_add(1);
-        self.attempts_ever = self.attempts_ever.saturating_add(1).max(attempt.number);
-        self.log.push(Logged::new(attempt));
-        let excess = self.log.len().saturating_sub(ATTEMPTS);
-        self.log.drain(..excess);
-    }
-
-    pub(super) fn log(&self) -> Vec<Attempt> {
-        self.log.iter().map(Logged::attempt).collect()
-    }
-
-    pub(super) fn payload(&self) -> Bytes {
-        // As for headers: there is no reason to fail, and an empty record is read as none.
-        serde_json::to_vec(self).unwrap_or_default().into()
-    }
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Logged {
-    number: u32,
-    at: u64,
-    micros: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-    /// The answer, if it is text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    text: Option<String>,
-    /// If it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    hex: Option<String>,
-}
-
-impl Logged {
-    fn new(attempt: &Attempt) -> Self {
-        let answer = attempt.answer.get(..MAX_ANSWER).unwrap_or(&attempt.answer);
-        let text = std::str::from_utf8(answer).ok();
-        Self {
-            number: attempt.number,
-            at: millis(attempt.at),
-            micros: u64::try_from(attempt.duration.as_micros()).unwrap_or(u64::MAX),
-            status: attempt.status,
-            error: attempt.error.clone(),
-            text: text.map(str::to_owned),
-            hex: text.is_none().then(|| hex::encode(answer)),
-        }
-    }
-
-    fn attempt(&self) -> Attempt {
-        let answer = match (&self.text, &self.hex) {
-            (Some(text), _) => text.clone().into_bytes(),
-            (None, Some(digits)) => hex::decode(digits).unwrap_or_default(),
-            (None, None) => Vec::new(),
-        };
-        Attempt {
-            number: self.number,
-            at: time(self.at),
-            duration: Duration::from_micros(self.micros),
-            status: self.status,
-            error: self.error.clone(),
-            answer: answer.into(),
-        }
-    }
-}
-
-/// A time as it is written.
-pub(super) fn millis(time: SystemTime) -> u64 {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A time that was written.
-pub(super) fn time(millis: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -579,6 +396,37 @@ mod tests {
                 prop_assert_eq!(unescape(&escaped), Some(value));
             }
         }
+    }
+
+    #[test]
+    fn headers_have_a_bound() {
+        let value = |length| HeaderValue::try_from("v".repeat(length)).unwrap();
+        let name = |length| ".".repeat(length);
+        let delivery = Delivery {
+            webhook: name(64),
+            parcel: Parcel {
+                body: Bytes::new(),
+                content_type: value(128),
+                id: value(128),
+                kind: value(64),
+                signature: value(64),
+                event: value(64),
+                kind_verified: false,
+                traceparent: value(55),
+            },
+            environment: Some(name(256)),
+            revision: Some(u64::MAX),
+            destinations: (0..12).map(|_| (name(64), crate::delivery::queue::Policy::default())).collect(),
+        };
+        let mut headers = Meta::new(&delivery, &body_digest(b"")).headers();
+        headers.insert("Nats-Msg-Id", message_id(&delivery));
+        headers.insert("Nats-Expected-Last-Subject-Sequence", u64::MAX.to_string());
+        let length: usize = headers
+            .iter()
+            .flat_map(|(name, values)| values.iter().map(move |value| (name, value)))
+            .map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + ": \r\n".len())
+            .sum();
+        assert!((1 << 10..HEADERS - 100).contains(&length), "{length}");
     }
 
     #[test]

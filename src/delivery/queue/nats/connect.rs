@@ -1,0 +1,96 @@
+//! The connection: who is connected to, as whom, and how it stands.
+
+use std::{io, path::Path, time::Duration};
+
+use async_nats::{ConnectOptions, Event};
+use tokio::sync::watch;
+
+use super::{Settings, StartError, store, wire};
+
+/// What is known of connections.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    /// How many were made and lost.
+    changes: u64,
+    /// What the last try to make one ended in.
+    pub(super) trouble: Option<String>,
+}
+
+impl Connections {
+    fn heard(&mut self, event: &Event) {
+        match event {
+            Event::Connected => {
+                self.changes = self.changes.wrapping_add(1);
+                self.trouble = None;
+            }
+            Event::Disconnected => self.changes = self.changes.wrapping_add(1),
+            // It names a server at most: the library's errors have no secrets in them.
+            Event::ClientError(error) => self.trouble = Some(error.to_string()),
+            Event::ServerError(error) => self.trouble = Some(error.to_string()),
+            _ => {}
+        }
+    }
+}
+
+/// The user of a URL, and the URL without: it may be logged.
+pub(super) fn split(url: &str) -> (String, Option<&str>) {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("nats", url));
+    match rest.rsplit_once('@') {
+        Some((user, host)) => (format!("{scheme}://{host}"), Some(user)),
+        None => (format!("{scheme}://{rest}"), None),
+    }
+}
+
+pub(super) fn options(
+    settings: &Settings,
+    user: Option<&str>,
+    connections: &watch::Sender<Connections>,
+) -> Result<ConnectOptions, StartError> {
+    const CONNECT: Duration = Duration::from_secs(3);
+    const PING: Duration = Duration::from_secs(4);
+    const MAX_DELAY: Duration = Duration::from_secs(1);
+
+    let mut options = ConnectOptions::new();
+    if let Some(path) = &settings.credentials {
+        options = credentials(path)?;
+    } else if let Some(user) = user {
+        // Without a password it is a token.
+        let known =
+            |part| wire::unescaped(part).and_then(|part| String::from_utf8(part).ok()).ok_or(StartError::Url);
+        options = match user.split_once(':') {
+            Some((user, password)) => options.user_and_password(known(user)?, known(password)?),
+            None => options.token(known(user)?),
+        };
+    }
+    if let Some(path) = &settings.ca {
+        let pem = std::fs::read(path).map_err(StartError::Authorities)?;
+        if let Err(error) = crate::tls::Authorities::parse(&pem) {
+            return Err(StartError::Authorities(io::Error::other(error)));
+        }
+        options = options.add_root_certificates(path.clone()).require_tls(true);
+    }
+    let connections = connections.clone();
+    Ok(options
+        .name("hookgate")
+        .retry_on_initial_connect()
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(store::REQUEST))
+        .ping_interval(PING)
+        .reconnect_delay_callback(|attempts| {
+            let attempts = u32::try_from(attempts.min(10)).unwrap_or(10);
+            (Duration::from_millis(20) * 2_u32.saturating_pow(attempts)).min(MAX_DELAY)
+        })
+        .event_callback(move |event| {
+            connections.send_modify(|known| known.heard(&event));
+            std::future::ready(())
+        }))
+}
+
+fn credentials(path: &Path) -> Result<ConnectOptions, StartError> {
+    let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(StartError::Unreadable)?);
+    if let Ok(options) = ConnectOptions::with_credentials(&text) {
+        return Ok(options);
+    }
+    let seed = text.lines().map(str::trim).find(|line| line.starts_with("SU"));
+    seed.map(|seed| ConnectOptions::with_nkey(seed.to_owned())).ok_or(StartError::Credentials)
+}
