@@ -4,6 +4,7 @@
 //! second, and how long each waited for its commit, by senders at a time:
 //!
 //! - `limit`: SQLite with the same settings and plain group commit of the bodies in one table, and nothing else;
+//! - `whole`: the same with as many bytes as a delivery has with its headers, which no engine can do without;
 //! - `queue`: the engine, with everything that it keeps of a delivery.
 //!
 //! Then how fast waiting jobs are leased and acknowledged. `-- --waiting 1000000` first fills the queue with as many
@@ -40,6 +41,9 @@ use tokio::{
 
 const SENDERS: [usize; 4] = [1, 16, 64, 256];
 const BODY: usize = 400;
+
+/// The body with headers, names and numbers.
+const WHOLE: usize = BODY + 300;
 
 fn main() {
     let arguments = Arguments::read();
@@ -129,37 +133,41 @@ fn measure<F: Future<Output = ()> + 'static>(
 
 fn compare(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
     let limit = Arc::new(Limit::start(&folder.join("limit.db")));
+    let whole = Arc::new(Limit::start(&folder.join("whole.db")));
     let queue = Arc::new(open(&folder.join("queue.db")));
     println!("{:<8} {:>8} {:>12} {:>10} {:>10} {:>7}", "", "senders", "commits/s", "p50", "p99", "ratio");
     for senders in SENDERS {
-        let mut rows = [Vec::new(), Vec::new()];
+        let mut rows = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..arguments.rounds {
-            let (limit, queue) = (Arc::clone(&limit), Arc::clone(&queue));
-            rows[0].push(measure(runtime, senders, arguments.seconds, move || {
-                let limit = Arc::clone(&limit);
-                async move { limit.commit(body()).await }
-            }));
-            rows[1].push(measure(runtime, senders, arguments.seconds, move || {
+            for (row, limit, size) in [(0, &limit, BODY), (1, &whole, WHOLE)] {
+                let limit = Arc::clone(limit);
+                rows[row].push(measure(runtime, senders, arguments.seconds, move || {
+                    let limit = Arc::clone(&limit);
+                    async move { limit.commit(bytes(size)).await }
+                }));
+            }
+            let queue = Arc::clone(&queue);
+            rows[2].push(measure(runtime, senders, arguments.seconds, move || {
                 let queue = Arc::clone(&queue);
                 async move { assert_eq!(queue.enqueue(delivery()).await, Ok(Enqueued::Queued)) }
             }));
         }
-        let mut ratios: Vec<_> =
-            rows[0].iter().zip(&rows[1]).map(|(limit, queue)| queue.rate / limit.rate).collect();
-        ratios.sort_by(f64::total_cmp);
-        for (name, rows) in ["limit", "queue"].into_iter().zip(&mut rows) {
+        let limits: Vec<_> = rows[0].iter().map(|limit| limit.rate).collect();
+        for (name, rows) in ["limit", "whole", "queue"].into_iter().zip(&mut rows) {
+            let mut ratios: Vec<_> = limits.iter().zip(&*rows).map(|(limit, row)| row.rate / limit).collect();
+            ratios.sort_by(f64::total_cmp);
             rows.sort_by(|a, b| a.rate.total_cmp(&b.rate));
             let middle = &rows[rows.len() / 2];
-            let ratio =
-                if name == "queue" { format!("{:.2}", ratios[ratios.len() / 2]) } else { String::new() };
             println!(
-                "{name:<8} {senders:>8} {:>12.0} {:>10.1?} {:>10.1?} {ratio:>7}",
+                "{name:<8} {senders:>8} {:>12.0} {:>10.1?} {:>10.1?} {:>7.2}",
                 middle.rate,
                 middle.quantile(0.5),
-                middle.quantile(0.99)
+                middle.quantile(0.99),
+                ratios[ratios.len() / 2]
             );
         }
     }
+    runtime.block_on(queue.close()).unwrap();
 }
 
 /// Leases and acknowledges what the comparison has left, as one destination's worker does it with 16 at a time.
@@ -228,8 +236,8 @@ fn open(path: &Path) -> Sqlite {
     Sqlite::open(path, retention, Duration::from_secs(120)).unwrap()
 }
 
-fn body() -> Bytes {
-    let mut body = vec![b'x'; BODY];
+fn bytes(size: usize) -> Bytes {
+    let mut body = vec![b'x'; size];
     body[..8].copy_from_slice(&fastrand::u64(..).to_le_bytes());
     body.into()
 }
@@ -239,7 +247,7 @@ fn delivery() -> Delivery {
     Delivery {
         webhook: "esc".into(),
         parcel: Parcel {
-            body: body(),
+            body: bytes(BODY),
             content_type: HeaderValue::from_static("application/json"),
             id,
             kind: HeaderValue::from_static("environment_revision"),

@@ -7,6 +7,7 @@
 //! A verdict that cannot be committed is kept and tried again until it can, and its lease with it: a store that
 //! fails does not turn into deliveries that are made over and over.
 
+mod ids;
 mod reader;
 mod rows;
 mod schema;
@@ -25,14 +26,14 @@ use std::{
 };
 
 use rusqlite::Connection;
-use sha2::{Digest, Sha256};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
+pub use self::schema::OpenError;
 use self::{
-    reader::Leasing,
+    reader::{Fresh, Leasing},
     rows::Key,
     writer::{Command, Done},
 };
@@ -55,65 +56,6 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// A commit that takes longer than this makes the store not ready.
 const STALLED: Duration = Duration::from_secs(5);
-
-/// Why the file is refused at the start. It is never reset.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It is damaged.
-    #[error(
-        "the queue {path} is damaged ({what}): keep it, put a backup in its place or recover it with `sqlite3 {path} .recover`; hookgate does not touch it"
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        what: String,
-    },
-    /// It is a database of another program.
-    #[error("{path} is a database, but not hookgate's queue: name another file in `queue.path`")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer hookgate wrote it.
-    #[error(
-        "the queue {path} has the form {version} of a newer hookgate, this one knows {known}: run the newer one"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The version of its schema.
-        version: i64,
-        /// The newest that is known here.
-        known: usize,
-    },
-    /// It has to be brought to this version by the service first.
-    #[error(
-        "the queue {path} was written by another version: start the service once, which brings it to this one"
-    )]
-    NotUpgraded {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another service runs on it.
-    #[error(
-        "the queue {path} is in use by another running hookgate: give each its own `queue.path`, or use store = \"nats\" for several replicas"
-    )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The system does not let it be used.
-    #[error(
-        "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
-    )]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        what: String,
-    },
-}
 
 /// The engine. Dropped, it ends its threads; what was committed stays.
 #[derive(Debug)]
@@ -150,6 +92,8 @@ struct Held {
     leased: HashSet<Key>,
     /// Being superseded, in a transaction under way.
     withdrawn: HashSet<Key>,
+    /// Where those begin that were never leased, by recipient.
+    fresh: HashMap<i64, Fresh>,
 }
 
 /// What is counted as it changes, since counting it in the file takes as long as there are jobs.
@@ -282,9 +226,10 @@ impl Sqlite {
             // They are leases before they leave the reader: whoever waited may be gone, and they go back then.
             let leasing = self.read(move |connection| {
                 let Leasing { jobs, next_due } = reader::lease(connection, &shared, &to, max)?;
-                let lease = |(key, job)| {
-                    let (shared, commands) = (Arc::clone(&shared), commands.clone());
-                    Lease::new(job, Box::new(Holding { key, in_order: policy.in_order, shared, commands }))
+                let lease = |(key, fresh, job)| {
+                    let (shared, commands, in_order) =
+                        (Arc::clone(&shared), commands.clone(), policy.in_order);
+                    Lease::new(job, Box::new(Holding { key, fresh, in_order, shared, commands }))
                 };
                 Ok((jobs.into_iter().map(lease).collect::<Vec<_>>(), next_due))
             });
@@ -315,7 +260,8 @@ impl Sqlite {
         stock.depths.sort_by(|(a, _), (b, _)| a.cmp(b));
         let waiting: Vec<_> =
             stock.depths.iter().filter(|(_, depth)| depth.waiting > 0).map(|(to, _)| to.clone()).collect();
-        let mut oldest = self.read(move |connection| reader::oldest(connection, &waiting)).await?;
+        let shared = Arc::clone(&self.shared);
+        let mut oldest = self.read(move |connection| reader::oldest(connection, &shared, &waiting)).await?;
         for (to, depth) in &mut stock.depths {
             depth.oldest = oldest.remove(to);
         }
@@ -325,8 +271,7 @@ impl Sqlite {
 
 impl Queue for Sqlite {
     fn enqueue(&self, delivery: Delivery) -> Answer<'_, Enqueued> {
-        let digest = Sha256::digest(&delivery.parcel.body).into();
-        Box::pin(self.write(move |done| Command::Enqueue { delivery: Box::new(delivery), digest, done }))
+        Box::pin(self.write(move |done| Command::Enqueue { delivery: Box::new(delivery), done }))
     }
 
     fn lease<'a>(&'a self, recipient: &'a Recipient, policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
@@ -368,6 +313,8 @@ impl Queue for Sqlite {
 #[derive(Debug)]
 struct Holding {
     key: Key,
+    /// It had never been leased before.
+    fresh: bool,
     in_order: bool,
     shared: Arc<Shared>,
     /// A lease does not keep the engine alive.
@@ -376,7 +323,7 @@ struct Holding {
 
 impl Hold for Holding {
     fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
-        let Self { key, in_order, shared, commands } = *self;
+        let Self { key, in_order, shared, commands, .. } = *self;
         Box::pin(async move {
             let Some(commands) = commands.upgrade() else { return Err(ended()) };
             // From here on the writer ends the lease, whoever still waits for it.
@@ -390,7 +337,13 @@ impl Hold for Holding {
     }
 
     fn release(self: Box<Self>) {
-        self.shared.end_lease(self.key);
+        {
+            let mut held = lock_of(&self.shared.held);
+            held.leased.remove(&self.key);
+            if self.fresh {
+                held.fresh.entry(self.key.recipient).or_default().returned.insert(self.key.delivery);
+            }
+        }
         self.shared.ring_all();
     }
 }

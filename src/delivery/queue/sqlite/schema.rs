@@ -2,17 +2,24 @@
 //!
 //! `docs/queue.md` shows operators how to look into it with plain `sqlite3`.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
-
-use super::OpenError;
 
 /// Marks the file as ours: `hkgt`.
 const APPLICATION_ID: i64 = 0x686b_6774;
 
-/// What brings the file from each version of the schema to the next; the first from nothing to 1. A released entry is
-/// never changed.
+/// Forms that were used before the first release. They are refused.
+const UNRELEASED: usize = 1;
+
+/// The form that is known here.
+const VERSION: usize = UNRELEASED + MIGRATIONS.len();
+
+/// What brings the file from each version of the schema to the next; the first from nothing to the first that was
+/// released. A released entry is never changed.
 const MIGRATIONS: [&str; 1] = ["
     -- Destinations of webhooks, by their names in the configuration.
     CREATE TABLE recipient (
@@ -24,23 +31,36 @@ const MIGRATIONS: [&str; 1] = ["
 
     -- What senders sent. Times are milliseconds since 1970, UTC.
     CREATE TABLE delivery (
-        number        INTEGER PRIMARY KEY AUTOINCREMENT, -- in order of arrival
+        number        INTEGER PRIMARY KEY, -- in order of arrival; none is given twice
         webhook       TEXT NOT NULL,
-        id            TEXT NOT NULL,                     -- Pulumi-Webhook-ID
-        id_hash       INTEGER NOT NULL,                  -- XXH3 of it: an index of numbers takes a quarter of the writes
-        kind          TEXT NOT NULL,                     -- Pulumi-Webhook-Kind
-        event         TEXT NOT NULL,                     -- the filter's name where there is one, else the kind
-        environment   TEXT,                              -- projectName/environmentName
+        id            TEXT NOT NULL,       -- Pulumi-Webhook-ID
+        kind          TEXT NOT NULL,       -- Pulumi-Webhook-Kind
+        event         TEXT NOT NULL,       -- the filter's name where there is one, else the kind
+        environment   TEXT,                -- projectName/environmentName
         revision      INTEGER,
         content_type  BLOB NOT NULL,
-        signature     BLOB NOT NULL,                     -- Pulumi-Webhook-Signature
+        signature     BLOB NOT NULL,       -- Pulumi-Webhook-Signature
         traceparent   BLOB NOT NULL,
         kind_verified INTEGER NOT NULL,
         received      INTEGER NOT NULL,
-        digest        BLOB NOT NULL,                     -- SHA-256 of the body
         body          BLOB NOT NULL
     ) STRICT;
-    CREATE INDEX delivery_by_id ON delivery (id_hash);
+
+    -- Which deliveries came under an ID. The newest, those after the counter `indexed`, are not in it yet.
+    CREATE TABLE by_id (
+        hash   INTEGER NOT NULL, -- the low 32 bits of the ID's XXH3
+        number INTEGER NOT NULL, -- of the delivery
+        PRIMARY KEY (hash, number)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+
+    -- The number of a delivery that is gone is not given again, not even that of the newest.
+    CREATE TRIGGER given BEFORE DELETE ON delivery WHEN old.number = (SELECT max(number) FROM delivery)
+        AND old.number > coalesce((SELECT value FROM counter WHERE name = 'given'), 0)
+    BEGIN
+        INSERT OR REPLACE INTO counter (name, value) VALUES ('given', old.number);
+    END;
 
     -- A delivery's way to one recipient. Users see it as DELIVERY-RECIPIENT, e.g. 1042-1.
     CREATE TABLE job (
@@ -49,7 +69,7 @@ const MIGRATIONS: [&str; 1] = ["
         state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
         blocked       INTEGER NOT NULL,           -- 1: waits behind another of its line
         line          TEXT,                       -- the environment, where the destination has order or coalesce
-        due           INTEGER NOT NULL,           -- not before this time
+        due           INTEGER,                    -- not before this time; NULL: at once, and never tried
         since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
         attempts      INTEGER NOT NULL DEFAULT 0, -- since then
         attempts_ever INTEGER NOT NULL DEFAULT 0,
@@ -57,8 +77,9 @@ const MIGRATIONS: [&str; 1] = ["
         death         TEXT,                       -- why it is dead
         PRIMARY KEY (delivery, recipient)
     ) STRICT, WITHOUT ROWID;
-    CREATE INDEX job_due ON job (recipient, blocked, due, delivery) WHERE state = 'waiting';
-    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting';
+    -- A job without a due time is in none of these, so that a commit writes the two tables and nothing else.
+    CREATE INDEX job_due ON job (recipient, blocked, due, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
+    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
     CREATE INDEX job_line ON job (recipient, line, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
     CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
 
@@ -82,7 +103,7 @@ const MIGRATIONS: [&str; 1] = ["
         SELECT job.delivery || '-' || job.recipient AS job, recipient.webhook, recipient.destination, job.state,
             delivery.id, delivery.event, delivery.environment, delivery.revision, job.attempts_ever AS attempts,
             datetime(delivery.received / 1000, 'unixepoch') AS received,
-            datetime(job.due / 1000, 'unixepoch') AS due,
+            datetime(coalesce(job.due, job.since) / 1000, 'unixepoch') AS due,
             datetime(job.finished / 1000, 'unixepoch') AS finished, job.death
         FROM job
         JOIN delivery ON delivery.number = job.delivery
@@ -91,6 +112,73 @@ const MIGRATIONS: [&str; 1] = ["
 
 /// How long a connection waits while another one writes. Those that do are ours: they are short.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// Why the file is refused at the start. It is never reset.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is damaged.
+    #[error(
+        "the queue {path} is damaged ({what}): keep it, put a backup in its place or recover it with `sqlite3 {path} .recover`; hookgate does not touch it"
+    )]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
+    /// It is a database of another program.
+    #[error("{path} is a database, but not hookgate's queue: name another file in `queue.path`")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer hookgate wrote it.
+    #[error(
+        "the queue {path} has the form {version} of a newer hookgate, this one knows {known}: run the newer one"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The version of its schema.
+        version: i64,
+        /// The newest that is known here.
+        known: usize,
+    },
+    /// A build before the first release wrote it.
+    #[error(
+        "the queue {path} has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
+    )]
+    Unreleased {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It has to be brought to this version by the service first.
+    #[error(
+        "the queue {path} was written by another version: start the service once, which brings it to this one"
+    )]
+    NotUpgraded {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another service runs on it.
+    #[error(
+        "the queue {path} is in use by another running hookgate: give each its own `queue.path`, or use store = \"nats\" for several replicas"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system does not let it be used.
+    #[error(
+        "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
+    )]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        what: String,
+    },
+}
 
 /// Opens the file for the service: creates it if it is absent, brings it to this version, and checks it.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
@@ -112,7 +200,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
 pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let version = check_identity(path, &connection, false)?;
-    if version != MIGRATIONS.len() {
+    if version != VERSION {
         return Err(OpenError::NotUpgraded { path: path.to_owned() });
     }
     set_up(&connection).map_err(|error| refusal(path, &error))?;
@@ -168,14 +256,15 @@ fn check_identity(path: &Path, connection: &Connection, may_be_new: bool) -> Res
         return Err(OpenError::Foreign { path });
     }
     match usize::try_from(version) {
-        Ok(version) if version <= MIGRATIONS.len() => Ok(version),
-        _ => Err(OpenError::Newer { path, version, known: MIGRATIONS.len() }),
+        Ok(version) if version <= UNRELEASED => Err(OpenError::Unreleased { path }),
+        Ok(version) if version <= VERSION => Ok(version),
+        _ => Err(OpenError::Newer { path, version, known: VERSION }),
     }
 }
 
 /// Each step in a transaction of its own, with the version that it leads to.
 fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> {
-    for (number, step) in (1_usize..).zip(MIGRATIONS).skip(version) {
+    for (number, step) in (UNRELEASED + 1..).zip(MIGRATIONS).skip(version.saturating_sub(UNRELEASED)) {
         let transaction = connection.transaction()?;
         transaction.execute_batch(step)?;
         transaction.execute_batch(&format!(

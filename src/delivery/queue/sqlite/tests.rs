@@ -136,6 +136,8 @@ async fn what_is_not_a_good_queue_is_refused_and_left_alone() {
     })
     .await;
     refused("newer");
+    Connection::open(folder.queue()).unwrap().execute_batch("PRAGMA user_version = 1").unwrap();
+    refused("before the first release");
     fs::remove_file(folder.queue()).unwrap();
 
     let queue = folder.open();
@@ -323,6 +325,107 @@ async fn an_id_is_looked_up() {
     let plan =
         statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
     let plan = plan.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
-    assert!(plan.contains("delivery_by_id"), "{plan}");
+    assert!(plan.contains("SEARCH by_id USING PRIMARY KEY (hash=?)"), "{plan}");
     assert!(!plan.contains("SCAN job") && !plan.contains("SCAN delivery"), "{plan}");
+}
+
+#[tokio::test]
+async fn the_number_of_one_that_is_gone_is_not_given_again() {
+    let folder = Folder::new();
+    let mut seen = Vec::new();
+    for round in 0..3 {
+        let queue = folder.open();
+        for id in ["a", "b"] {
+            let id = format!("{id}-{round}");
+            assert_eq!(queue.enqueue(delivery(&id, 10)).await, Ok(Enqueued::Queued));
+        }
+        let records = Queue::list(&queue, &Filter::default(), 10).await.unwrap();
+        seen.extend(records.into_iter().map(|record| record.id.0));
+        assert_eq!(Queue::purge(&queue, &Filter::default()).await, Ok(2));
+        queue.close().await.unwrap();
+    }
+    assert_eq!(seen, ["2-1", "1-1", "4-1", "3-1", "6-1", "5-1"]);
+}
+
+/// Those that were given back are older than those that were never leased, and redelivered ones are in line with both.
+#[tokio::test]
+async fn what_waits_for_longest_is_leased_first() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    let lease = async |max| queue.lease(&app(), Policy::default(), max).await.unwrap();
+    let ids = |leases: &[Lease]| {
+        leases.iter().map(|lease| lease.job().parcel.id.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    for id in ["a", "b", "c", "d"] {
+        assert_eq!(queue.enqueue(delivery(id, 10)).await, Ok(Enqueued::Queued));
+    }
+    let mut first = lease(3).await;
+    assert_eq!(ids(&first), ["a", "b", "c"]);
+    let oldest = async || queue.stock().await.unwrap().depths[0].1.oldest;
+    assert!(oldest().await.is_some());
+    first.remove(0).retry(Duration::ZERO, attempt(1)).await.unwrap();
+    drop(first.pop());
+    let second = lease(2).await;
+    assert!(ids(&second).contains(&"c".to_owned()), "{:?}", ids(&second));
+    drop((first, second));
+    let mut all = ids(&lease(8).await);
+    all.sort();
+    assert_eq!(all, ["a", "b", "c", "d"]);
+}
+
+/// A restart knows as much of IDs as before, how many of them were in the file's index and how many were not.
+#[test]
+fn ids_are_found_in_memory_in_the_file_and_on_their_way() {
+    let folder = Folder::new();
+    let connection = schema::open(&folder.queue()).unwrap();
+    let mut ids = ids::Ids::read(&connection).unwrap();
+    let count = 70_000;
+    let fill = "WITH RECURSIVE n (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM n WHERE number < ?1)
+        INSERT INTO delivery
+        SELECT number, 'esc', 'id-' || number, '', '', NULL, NULL, x'', x'', x'', 1, 0, x'' FROM n";
+    connection.execute(fill, [count]).unwrap();
+    let hash = |number: i64| rows::hash_of(&format!("id-{number}"));
+    let filed =
+        || -> i64 { connection.query_row("SELECT count(*) FROM by_id", [], |row| row.get(0)).unwrap() };
+    for number in 1..=count {
+        ids.add(hash(number), number);
+        if number % 100 == 0 {
+            connection.execute_batch("BEGIN").unwrap();
+            ids.file(&connection).unwrap();
+            connection.execute_batch("COMMIT").unwrap();
+            ids.commit();
+        }
+    }
+    let all_are_found = |ids: &ids::Ids| {
+        for number in (1..=count).step_by(97) {
+            assert!(ids.find(&connection, hash(number)).unwrap().contains(&number), "{number}");
+        }
+    };
+    assert!((1_000..60_000).contains(&filed()), "{}", filed());
+    all_are_found(&ids);
+    ids.add(hash(-1), -1);
+    ids.roll_back();
+    assert!(ids.find(&connection, hash(-1)).unwrap().is_empty());
+    connection.execute("DELETE FROM by_id WHERE number = 7", []).unwrap();
+    ids.remove(hash(7), 7);
+    ids.commit();
+    assert_eq!(ids.find(&connection, hash(7)).unwrap().iter().filter(|number| **number == 7).count(), 0);
+
+    // As after a kill: nothing is complete yet.
+    let mut ids = ids::Ids::read(&connection).unwrap();
+    all_are_found(&ids);
+    while filed() < count {
+        for _ in 0..256 {
+            ids.add(hash(count), count);
+        }
+        connection.execute_batch("BEGIN").unwrap();
+        ids.file(&connection).unwrap();
+        connection.execute_batch("COMMIT").unwrap();
+        ids.commit();
+    }
+    let indexed: i64 = connection
+        .query_row("SELECT value FROM counter WHERE name = 'indexed'", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(indexed, count);
+    all_are_found(&ids::Ids::read(&connection).unwrap());
 }
