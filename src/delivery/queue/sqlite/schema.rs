@@ -168,6 +168,14 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// Another program holds its lock.
+    #[error("the queue {path} is locked by another program ({what}): close what has it open, such as a `sqlite3`, and start again")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        what: String,
+    },
     /// The system does not let it be used.
     #[error(
         "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
@@ -288,6 +296,9 @@ fn refusal(path: &Path, error: &rusqlite::Error) -> OpenError {
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             OpenError::Corrupt { path, what: error.to_string() }
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            OpenError::Locked { path, what: error.to_string() }
         }
         _ => OpenError::Unusable { path, what: error.to_string() },
     }

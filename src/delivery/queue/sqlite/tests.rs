@@ -96,6 +96,20 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 #[tokio::test]
+async fn a_file_that_another_program_has_locked_is_refused_as_that() {
+    let folder = Folder::new();
+    let queue = folder.open();
+    queue.close().await.unwrap();
+    drop(queue);
+    let other = Connection::open(folder.queue()).unwrap();
+    other.execute_batch("PRAGMA locking_mode = EXCLUSIVE; BEGIN EXCLUSIVE").unwrap();
+    let refused = Sqlite::open(&folder.queue(), Retention::default(), Duration::ZERO);
+    assert!(matches!(refused, Err(OpenError::Locked { .. })), "{refused:?}");
+    drop(other);
+    folder.open();
+}
+
+#[tokio::test]
 async fn a_file_is_for_one_service_and_lives_on() {
     let folder = Folder::new();
     let queue = folder.open();
