@@ -159,6 +159,8 @@ impl Leased {
                     let due = SystemTime::now().checked_add(delay).unwrap_or_else(SystemTime::now);
                     record.due = Some(millis(due));
                     record.reply = Some(self.in_hand.reply.clone());
+                    // It was the newest when it was tried; it need not be next time. What was called back stays that.
+                    record.chosen &= record.generation > 0;
                     Told::Later(delay)
                 }
             };

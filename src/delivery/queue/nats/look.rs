@@ -25,6 +25,8 @@ use crate::delivery::queue::{Job, Lease, QueueError, Recipient};
 const TRIES: usize = 8;
 /// How many later deliveries a job is compared with.
 const MAX_ALIKE: usize = 4096;
+/// How many deliveries before a job, alike or not, others that it is compared with may be.
+const FAR: u64 = 65_536;
 
 /// A lease that nobody has taken yet.
 pub(super) struct Ready {
@@ -268,7 +270,8 @@ impl Looking<'_> {
         }
         let sequence = best.base.as_ref().map_or(0, |(sequence, _)| *sequence);
         let mut chosen = best.record();
-        if chosen.is_finished() {
+        // One that was tried comes again by itself, when it is due.
+        if chosen.is_finished() || chosen.attempts > 0 {
             return Ok(Turn::Superseded);
         }
         let reply =
@@ -288,34 +291,58 @@ impl Looking<'_> {
         Ok(Turn::Superseded)
     }
 
-    /// Those after a delivery that are of the same environment and event, and wait. Those that are delivered, too: what
-    /// came before them comes too late.
+    /// Those that are of the same environment and event as a delivery, and wait. Of those after it the ones that are
+    /// delivered, too: what came before them comes too late.
     async fn alike(&self, delivery: &Stored) -> Result<Vec<Alike>, QueueError> {
         let mut found = Vec::new();
         let Some(filter) = self.store.names.alike(&delivery.subject) else { return Ok(found) };
-        let mut from = delivery.sequence;
+        let mine = (delivery.meta.revision, delivery.sequence);
+        let mut from = self.earliest(delivery).await?;
         while found.len() < MAX_ALIKE {
-            from = from.saturating_add(1);
             let Some(message) = self.store.message(Which::Next(filter.clone(), from)).await? else { break };
-            from = message.sequence;
+            let sequence = message.sequence;
+            from = sequence.saturating_add(1);
             let Some(other) = Stored::read(message) else { continue };
             let destination = &self.recipient.destination;
-            if !delivery.meta.is_alike(&other.meta) || !other.meta.destinations.contains(destination) {
+            if sequence == delivery.sequence
+                || !delivery.meta.is_alike(&other.meta)
+                || !other.meta.destinations.contains(destination)
+            {
                 continue;
             }
             let job = other.job(destination);
             let base = self.store.record(&self.recipient.webhook, &job).await?;
-            let standing = base.as_ref().map_or(Standing::Waiting, |(_, record)| record.standing);
+            let record = base.as_ref().map(|(_, record)| record);
+            let standing = record.map_or(Standing::Waiting, |record| record.standing);
             let age = (other.meta.revision, other.sequence);
-            if standing == Standing::Waiting || standing == Standing::Delivered {
+            let is_meant = if sequence < delivery.sequence {
+                // One that waits for no newer one is let go.
+                standing == Standing::Waiting
+                    && (is_newer(age, mine) || record.is_none_or(|record| !record.chosen))
+            } else {
+                standing == Standing::Waiting || standing == Standing::Delivered
+            };
+            if is_meant {
                 found.push(Alike { job, base, age, destinations: other.meta.destinations });
             }
-            if standing == Standing::Delivered && is_newer(age, (delivery.meta.revision, delivery.sequence)) {
+            if standing == Standing::Delivered && sequence > delivery.sequence && is_newer(age, mine) {
                 // That settles it; those after that one see to themselves.
                 break;
             }
         }
         Ok(found)
+    }
+
+    /// From where on others may wait: the server brings them in about the order in which they are due, and some are tried
+    /// again later. Everything before is done, or too far away to be looked for.
+    async fn earliest(&self, delivery: &Stored) -> Result<u64, QueueError> {
+        let near = delivery.sequence.saturating_sub(FAR);
+        let in_order = self.feed.policy.in_order;
+        let Some(consumer) = self.store.names.consumer_of(self.recipient, in_order, &delivery.subject) else {
+            return Ok(delivery.sequence);
+        };
+        let done = self.store.done_by(&consumer).await?;
+        Ok(near.max(done.saturating_add(1)).min(delivery.sequence))
     }
 
     async fn supersede(&self, other: &Alike) -> Result<(), QueueError> {

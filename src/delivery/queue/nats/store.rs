@@ -341,6 +341,12 @@ impl Store {
         self.deliveries.create_consumer(config).await.map_err(unavailable)
     }
 
+    /// Up to which sequence everything that a consumer brought is done.
+    pub(super) async fn done_by(&self, consumer: &str) -> Result<u64, QueueError> {
+        let info = self.deliveries.consumer_info(consumer).await.map_err(unavailable)?;
+        Ok(info.ack_floor.stream_sequence)
+    }
+
     /// Deletes a consumer. It may be gone already.
     pub(super) async fn delete_consumer(&self, name: &str) {
         drop(self.deliveries.delete_consumer(name).await);

@@ -108,6 +108,15 @@ impl Names {
         Some((webhook, JobKey { sequence: words.next()?.parse().ok()?, destination }))
     }
 
+    /// The consumer that brings a delivery of this subject to a recipient.
+    pub(super) fn consumer_of(&self, recipient: &Recipient, in_order: bool, subject: &str) -> Option<String> {
+        let mut words = subject.strip_prefix(&self.deliveries)?.strip_prefix(".d.")?.split('.').skip(1);
+        let partition: usize = words.next()?.parse().ok()?;
+        let mut consumers = self.consumers(recipient, in_order).into_iter();
+        let (name, _) = consumers.nth(if in_order { partition } else { 0 })?;
+        Some(name)
+    }
+
     /// The consumers of a recipient: their names, and the subjects that they see.
     pub(super) fn consumers(&self, recipient: &Recipient, in_order: bool) -> Vec<(String, String)> {
         let (webhook, destination) = (encode(&recipient.webhook), encode(&recipient.destination));
@@ -427,6 +436,19 @@ mod tests {
             .map(|(name, value)| AsRef::<str>::as_ref(name).len() + value.as_str().len() + ": \r\n".len())
             .sum();
         assert!((1 << 10..HEADERS - 100).contains(&length), "{length}");
+    }
+
+    #[test]
+    fn each_delivery_has_its_consumer() {
+        let names = Names::new("S");
+        let recipient = Recipient { webhook: "w.1".to_owned(), destination: "app".to_owned() };
+        for in_order in [false, true] {
+            for (name, filter) in names.consumers(&recipient, in_order) {
+                let subject = filter.replace('*', "x").replace('>', "3.x.x");
+                assert_eq!(names.consumer_of(&recipient, in_order, &subject), Some(name), "{subject}");
+            }
+        }
+        assert_eq!(names.consumer_of(&recipient, false, "T.d.w.0.0.x"), None);
     }
 
     #[test]
