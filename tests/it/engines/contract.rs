@@ -49,6 +49,7 @@ macro_rules! hold {
             an_environment_goes_in_order,
             fifty_become_one,
             the_highest_revision_is_the_newest,
+            the_newest_that_waits_is_the_newest_whenever_it_came,
             only_what_is_alike_is_coalesced,
             what_is_called_back_is_not_coalesced,
             a_restart_forgets_nothing,
@@ -698,6 +699,39 @@ pub(super) async fn the_highest_revision_is_the_newest(engine: &dyn Engine) {
     enqueue(&*queue, late).await;
     let late = lease_by(&*queue, "app", policy).await;
     assert_eq!(id_of(&late), "8");
+}
+
+/// A lower revision comes while the highest one waits to be tried again, and then a higher one.
+pub(super) async fn the_newest_that_waits_is_the_newest_whenever_it_came(engine: &dyn Engine) {
+    let queue = opened(engine).await;
+    let policy = Policy { in_order: false, coalesce: Some(Duration::from_millis(100)) };
+    let recipient = recipient("app");
+    let send = async |revision: u64| {
+        let mut sent = to(delivery(&revision.to_string()), &[("app", policy)]);
+        sent.revision = Some(revision);
+        enqueue(&*queue, sent).await;
+    };
+    let take = async || queue.lease(&recipient, policy, 1).await.unwrap().pop().unwrap();
+    let state_of = async |id: &str| {
+        let record = all(&*queue).await.into_iter().find(|record| record.delivery_id == id).unwrap();
+        (record.state, record.due)
+    };
+    send(9).await;
+    let failing = take().await;
+    let failed = attempt(&failing, 503);
+    failing.retry(Duration::from_secs(3600), failed).await.unwrap();
+    let (_, due) = state_of("9").await;
+    send(7).await;
+    tokio::select! {
+        lease = take() => panic!("{} is leased", id_of(&lease)),
+        () = eventually("7 is not delivered", async || state_of("7").await.0 == State::Coalesced) => {}
+    }
+    assert_eq!(state_of("9").await, (State::Waiting, due), "it is tried again when it is due");
+    send(10).await;
+    let lease = take().await;
+    assert_eq!(id_of(&lease), "10");
+    ack(lease).await;
+    assert_eq!(state_of("9").await.0, State::Coalesced);
 }
 
 pub(super) async fn only_what_is_alike_is_coalesced(engine: &dyn Engine) {

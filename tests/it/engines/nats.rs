@@ -244,47 +244,6 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     assert_eq!(*queue.health().borrow(), Health::Ready);
 }
 
-/// A lower revision comes while the highest one waits to be tried again, and then a higher one.
-#[tokio::test]
-async fn the_newest_that_waits_is_the_newest_whenever_it_came() {
-    let server = NatsServer::start();
-    let queue = ready(&server, Retention::default(), WINDOW).await;
-    let policy = Policy { in_order: false, coalesce: Some(Duration::from_millis(100)) };
-    let recipient = recipient("app");
-    let send = async |revision: u64| {
-        let mut sent = delivery(&revision.to_string());
-        sent.revision = Some(revision);
-        sent.destinations = vec![("app".to_owned(), policy)];
-        enqueue(&*queue, sent).await;
-    };
-    let take = async || queue.lease(&recipient, policy, 1).await.unwrap().pop().unwrap();
-    let state_of = async |id: &str| {
-        let record = all(&*queue).await.into_iter().find(|record| record.delivery_id == id).unwrap();
-        (record.state, record.due)
-    };
-    send(9).await;
-    let failing = take().await;
-    let attempt = super::contract::attempt(&failing, 503);
-    failing.retry(Duration::from_secs(3600), attempt).await.unwrap();
-    let (_, due) = state_of("9").await;
-    send(7).await;
-    let gone = async {
-        while state_of("7").await.0 != State::Coalesced {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::select! {
-        lease = take() => panic!("{} is leased", id_of(&lease)),
-        gone = tokio::time::timeout(PATIENCE, gone) => gone.expect("7 is not delivered"),
-    }
-    assert_eq!(state_of("9").await, (State::Waiting, due), "it is tried again when it is due");
-    send(10).await;
-    let lease = take().await;
-    assert_eq!(id_of(&lease), "10");
-    ack(lease).await;
-    assert_eq!(state_of("9").await.0, State::Coalesced);
-}
-
 /// A store that has room for small deliveries only is full, and is not ready and full by turns.
 #[tokio::test]
 async fn what_still_fits_does_not_make_a_full_store_ready() {

@@ -169,7 +169,9 @@ pub enum OpenError {
         path: PathBuf,
     },
     /// Another program holds its lock.
-    #[error("the queue {path} is locked by another program ({what}): close what has it open, such as a `sqlite3`, and start again")]
+    #[error(
+        "the queue {path} is locked by another program ({what}): close what has it open, such as a `sqlite3`, and start again"
+    )]
     Locked {
         /// The file.
         path: PathBuf,
