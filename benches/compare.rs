@@ -3,7 +3,8 @@
 //! `cargo bench --bench compare`, with `haproxy` (2.4 or later) in the PATH. Everything is on 127.0.0.1: an upstream
 //! and the senders are in this program; the two proxies are processes of their own, each pinned to one core by
 //! `taskset` where there is one, this program to the others. HAProxy verifies the signature, looks at ID and kind, and
-//! forwards; hookgate does that and the rest of its job.
+//! forwards; hookgate does that and the rest of its job. Beside them stands hyper alone, which hookgate is built on: a
+//! proxy in a few lines that hands on whatever comes and checks nothing, so what no program on hyper gets below.
 //!
 //! Every round goes through all cases, and in each through all proxies, so that what else the machine does falls on all
 //! of them. What is compared is CPU time: that of all threads of a proxy, user and kernel, from
@@ -16,9 +17,12 @@
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::disallowed_types,
-    reason = "a program for people at their own machine, which measures real time"
+    clippy::disallowed_methods,
+    reason = "a program for people at their own machine, which measures real time and ends with its processes"
 )]
 
+#[path = "support/bare.rs"]
+mod bare;
 #[path = "support/load.rs"]
 mod load;
 
@@ -81,19 +85,25 @@ enum Proxy {
     Hookgate,
     /// With a line in the log for each delivery, as it is by default.
     HookgateLog,
+    /// hyper alone, without any check.
+    Bare,
 }
 
 const SMALL: &[Proxy] = &[Proxy::Small, Proxy::Hookgate, Proxy::HookgateLog];
-const LARGE: &[Proxy] = &[Proxy::Large, Proxy::Hookgate, Proxy::HookgateLog];
-const ALL: [Proxy; 4] = [Proxy::Small, Proxy::Large, Proxy::Hookgate, Proxy::HookgateLog];
+const SMALL_AND_BARE: &[Proxy] = &[Proxy::Small, Proxy::Hookgate, Proxy::HookgateLog, Proxy::Bare];
+const LARGE_AND_BARE: &[Proxy] = &[Proxy::Large, Proxy::Hookgate, Proxy::HookgateLog, Proxy::Bare];
+const ALL: [Proxy; 5] = [Proxy::Small, Proxy::Large, Proxy::Hookgate, Proxy::HookgateLog, Proxy::Bare];
+
+/// Makes this program hyper alone: behind it, the port to listen on and the upstream.
+const BARE: &str = "--bare";
 
 fn cases() -> [Case; 6] {
     let case =
         |name, size: usize, change, class, proxies| Case { name, size: SIZES[size], change, class, proxies };
     [
-        case("accepted, 400 B", 0, Change::Nothing, b'2', SMALL),
-        case("accepted, 4 KiB", 1, Change::Nothing, b'2', SMALL),
-        case("accepted, 64 KiB", 2, Change::Nothing, b'2', LARGE),
+        case("accepted, 400 B", 0, Change::Nothing, b'2', SMALL_AND_BARE),
+        case("accepted, 4 KiB", 1, Change::Nothing, b'2', SMALL_AND_BARE),
+        case("accepted, 64 KiB", 2, Change::Nothing, b'2', LARGE_AND_BARE),
         case("wrong signature", 0, Change::Forged, b'4', SMALL),
         case("no signature", 0, Change::Unsigned, b'4', SMALL),
         case("event not wanted", 0, Change::Unwanted, b'2', SMALL),
@@ -107,6 +117,7 @@ impl Proxy {
             Self::Large => "HAProxy, 128 KiB buffers",
             Self::Hookgate => "hookgate, log at `warn`",
             Self::HookgateLog => "hookgate, log at `info`",
+            Self::Bare => "hyper alone, no checks",
         }
     }
 
@@ -129,6 +140,11 @@ impl Proxy {
                     .env("COMPARE_SECRET", SECRET)
                     .env_remove("RUST_LOG");
                 (hookgate_toml(port, upstream, level), command)
+            }
+            Self::Bare => {
+                let mut command = Command::new(std::env::current_exe().unwrap());
+                command.args([BARE, &port.to_string(), &upstream.to_string()]);
+                (String::new(), command)
             }
         };
         fs::write(config, text).unwrap();
@@ -187,6 +203,12 @@ url = "http://{upstream}/hook"
 }
 
 fn main() {
+    let arguments: Vec<_> = std::env::args().collect();
+    if let [_, flag, port, upstream] = &arguments[..]
+        && flag == BARE
+    {
+        return bare::serve(port.parse().unwrap(), upstream.parse().unwrap());
+    }
     let options = Options::read();
     let Some(version) = haproxy_version() else {
         println!("compare: skipped: there is no haproxy in the PATH");
@@ -404,10 +426,9 @@ fn request(case: &Case) -> Request {
 
 /// Microseconds, and behind them the ratio to HAProxy.
 fn print_costs(cases: &[Case], costs: &[Vec<Vec<f64>>]) {
-    println!(
-        "| CPU for a request, microseconds: median (least to most), ratio | HAProxy | hookgate, log at `warn` | hookgate, log at `info` |"
-    );
-    println!("| --- | --- | --- | --- |");
+    let names = SMALL_AND_BARE.iter().map(|proxy| proxy.name()).collect::<Vec<_>>().join(" | ");
+    println!("| CPU for a request, microseconds: median (least to most), ratio | {names} |");
+    println!("|{}", " --- |".repeat(1 + SMALL_AND_BARE.len()));
     for (case, costs) in cases.iter().zip(costs) {
         let of = |proxy| &costs[ALL.iter().position(|one| *one == proxy).unwrap()];
         let base = of(case.proxies[0]);
@@ -419,6 +440,7 @@ fn print_costs(cases: &[Case], costs: &[Vec<Vec<f64>>]) {
             let ratios: Vec<_> = own.iter().zip(base).map(|(own, base)| own / base).collect();
             write!(row, " {:.1} ({least:.1} to {most:.1}), {:.2} |", median(own), median(&ratios)).unwrap();
         }
+        row.push_str(&" |".repeat(SMALL_AND_BARE.len() - case.proxies.len()));
         let name = case.name;
         let note = if case.proxies[0] == Proxy::Large { " (HAProxy with 128 KiB buffers)" } else { "" };
         println!("| {name}{note} |{row}");
