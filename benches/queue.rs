@@ -19,6 +19,9 @@
     reason = "a program that measures real time and ends with a panic when something fails"
 )]
 
+#[path = "support/measured.rs"]
+mod measured;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -32,6 +35,7 @@ use hookgate::delivery::{
     queue::{Attempt, Delivery, Enqueued, Policy, Queue, Recipient, Retention, sqlite::Sqlite},
 };
 use hyper::header::HeaderValue;
+use measured::Measured;
 use rusqlite::Connection;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -76,26 +80,6 @@ impl Arguments {
             waiting: value("--waiting").map_or(0, |text| text.parse().unwrap()),
             folder: value("--folder").map_or_else(std::env::temp_dir, PathBuf::from),
         }
-    }
-}
-
-/// Commits a second, and the waits of those who asked for them.
-struct Measured {
-    rate: f64,
-    waits: Vec<Duration>,
-}
-
-impl Measured {
-    fn quantile(&self, q: f64) -> Duration {
-        #[expect(
-            clippy::as_conversions,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index"
-        )]
-        let at = ((self.waits.len() - 1) as f64 * q) as usize;
-        self.waits[at]
     }
 }
 

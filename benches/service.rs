@@ -26,6 +26,8 @@
 
 #[path = "support/load.rs"]
 mod load;
+#[path = "support/measured.rs"]
+mod measured;
 #[path = "support/program.rs"]
 mod program;
 
@@ -52,6 +54,7 @@ use hookgate::delivery::{
 };
 use hyper::header::HeaderValue;
 use load::{Request, SECRET, ask, body, event, header, id, median, signature, upstream};
+use measured::Measured;
 use program::Program;
 use tokio::{
     net::TcpStream,
@@ -414,27 +417,6 @@ fn eventually(what: &str, done: impl Fn() -> bool) {
     while !done() {
         assert!(began.elapsed() < PATIENCE, "not in time: {what}");
         thread::park_timeout(Duration::from_millis(5));
-    }
-}
-
-/// How often something was done a second, and how long each took.
-#[derive(Clone)]
-struct Measured {
-    rate: f64,
-    waits: Vec<Duration>,
-}
-
-impl Measured {
-    fn quantile(&self, q: f64) -> Duration {
-        #[expect(
-            clippy::as_conversions,
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an index"
-        )]
-        let at = ((self.waits.len() - 1) as f64 * q) as usize;
-        self.waits[at]
     }
 }
 

@@ -45,10 +45,11 @@ use crate::{
     },
     ingress::{
         Budget, Shared,
+        listener::{Address, Listener},
         receive::{Gate, Limits},
         rejection::Outcome,
         route::Routes,
-        server::{self, Address, Drain, Handler, Listener, Peer},
+        server::{self, Drain, Handler, Peer},
         tls as server_tls,
     },
     ops::{

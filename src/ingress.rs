@@ -1,12 +1,13 @@
 //! The receiving side: what comes from the world.
 //!
-//! [`server`] accepts connections and knows no webhooks; [`receive`] is the path of a request.
+//! [`listener`] is where they come in, [`server`] serves them and knows no webhooks; [`receive`] is the path of a request.
 
 mod body;
 mod connection;
 #[doc(hidden)]
 pub mod framing;
 mod head;
+pub mod listener;
 pub mod receive;
 pub mod rejection;
 pub mod route;

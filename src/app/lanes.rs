@@ -11,8 +11,9 @@ use tracing::error;
 
 use super::{runtime, serve};
 use crate::ingress::{
+    listener::Listener,
     receive::Gate,
-    server::{self, Drain, Listener},
+    server::{self, Drain},
     tls as server_tls,
 };
 

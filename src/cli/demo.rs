@@ -41,7 +41,7 @@ use crate::{
     app::{self, App},
     config::{self, Config},
     delivery::{dedupe, destination, queue},
-    ingress::{route, server},
+    ingress::{listener::Address, route, server},
     ops, tls,
     upstream::target::Target,
     webhook::{
@@ -301,7 +301,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
     };
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Ok(Config {
-        server: server::Settings { listen: server::Address::Tcp(loopback), ..server::Settings::default() },
+        server: server::Settings { listen: Address::Tcp(loopback), ..server::Settings::default() },
         tls: None,
         ops: ops::Settings { listen: loopback },
         log: ops::log::Settings::default(),

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     delivery::{dedupe, worker},
-    ingress::server::{self, Address},
+    ingress::{listener::Address, server},
     ops::{self, log},
     tls::Identity,
 };

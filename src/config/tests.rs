@@ -19,6 +19,7 @@ use crate::{
         queue::{Policy, Retention, Store, nats},
         worker,
     },
+    ingress::listener,
     webhook::{
         event::{EVENTS, Group, KINDS},
         filter::KindCheck,
@@ -136,7 +137,7 @@ fn every_key_is_read() {
     let text = fs::read_to_string(&path).unwrap();
     let config = Config::parse_in(&path, &text, test_now(), &test_variable).unwrap();
     let server = server::Settings {
-        listen: server::Address::Tcp("127.0.0.1:1".parse().unwrap()),
+        listen: listener::Address::Tcp("127.0.0.1:1".parse().unwrap()),
         max_body: 2 << 20,
         max_header: 32 << 10,
         max_connections: 7,

@@ -2,11 +2,9 @@
 
 use std::{
     convert::Infallible,
-    fmt,
     future::poll_fn,
     io,
     net::SocketAddr,
-    path::PathBuf,
     pin::{Pin, pin},
     sync::{
         Arc,
@@ -23,9 +21,6 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-#[cfg(target_os = "linux")]
-use socket2::SockFilter;
-use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     sync::Semaphore,
@@ -34,8 +29,11 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
+#[cfg(target_os = "linux")]
+use super::listener::end_handshakes;
 use super::{
     connection::{Guarded, Shared},
+    listener::{Address, Listener, is_the_connections_own},
     tls::Tls,
 };
 
@@ -74,24 +72,6 @@ impl Default for Settings {
             body_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(25),
-        }
-    }
-}
-
-/// Where a listener is bound.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
-    /// IP address and port; port 0 lets the kernel choose.
-    Tcp(SocketAddr),
-    /// A unix socket.
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -152,72 +132,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The most connections that are taken from the kernel's queue when the drain begins: more than it holds by default.
 /// Whoever connects faster than they can be taken does not keep the listener open.
 const MOST_WAITING: usize = 8192;
-
-/// A bound listener. Its clones share one queue of connections, so that every thread can have one.
-#[derive(Debug)]
-pub enum Listener {
-    /// TCP.
-    Tcp(std::net::TcpListener),
-    /// A unix socket.
-    Unix(std::os::unix::net::UnixListener),
-}
-
-impl Listener {
-    /// Binds. A unix socket that a dead process left behind is replaced.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn bind(address: &Address) -> io::Result<Self> {
-        match address {
-            Address::Tcp(address) => {
-                let listener = std::net::TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                // Answers are written whole; waiting to fill a segment would only delay them. Connections inherit it.
-                SockRef::from(&listener).set_tcp_nodelay(true)?;
-                Ok(Self::Tcp(listener))
-            }
-            Address::Unix(path) => {
-                use std::os::unix::{fs::FileTypeExt, net::UnixListener, net::UnixStream};
-                let is_socket =
-                    std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-                if is_socket && UnixStream::connect(path).is_err() {
-                    std::fs::remove_file(path)?;
-                }
-                let listener = UnixListener::bind(path)?;
-                listener.set_nonblocking(true)?;
-                Ok(Self::Unix(listener))
-            }
-        }
-    }
-
-    /// Where it is bound; with port 0 configured, the port that the kernel chose.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn address(&self) -> io::Result<Address> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
-            Self::Unix(listener) => {
-                let address = listener.local_addr()?;
-                Ok(Address::Unix(address.as_pathname().map(Into::into).unwrap_or_default()))
-            }
-        }
-    }
-
-    /// Another handle on the same listener.
-    ///
-    /// # Errors
-    ///
-    /// What the kernel says.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        match self {
-            Self::Tcp(listener) => listener.try_clone().map(Self::Tcp),
-            Self::Unix(listener) => listener.try_clone().map(Self::Unix),
-        }
-    }
-}
 
 /// Who sends: an address, or a unix socket, which has none.
 pub type Peer = Option<SocketAddr>;
@@ -300,28 +214,6 @@ where
     let (drain, tasks) = (Drain::default(), TaskTracker::new());
     let permits = Arc::new(Semaphore::new(settings.max_connections));
     Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
-}
-
-/// Lets the kernel begin no more handshakes, and those that it has begun end, so that the queue, once emptied, stays
-/// empty until the listener is closed: closing it over a new connection would reset that. Whoever tries meanwhile tries
-/// again after a second, as after any lost packet, and is refused then. Where the kernel does not take the filter, a gap
-/// of microseconds is left.
-#[cfg(target_os = "linux")]
-async fn end_handshakes(listener: &tokio::net::TcpListener) {
-    /// A classic packet filter over the TCP header: drops what has the flag SYN, and takes everything else.
-    const NO_SYN: [SockFilter; 4] = [
-        SockFilter::new(0x30, 0, 0, 13),       // load the byte with the flags
-        SockFilter::new(0x45, 0, 1, 0x02),     // is SYN among them? If not, skip one
-        SockFilter::new(0x06, 0, 0, 0),        // drop
-        SockFilter::new(0x06, 0, 0, u32::MAX), // take it whole
-    ];
-    /// A round trip to whoever stands in front.
-    const LAST_HANDSHAKE: Duration = Duration::from_millis(5);
-
-    match SockRef::from(listener).attach_filter(&NO_SYN) {
-        Ok(()) => sleep(LAST_HANDSHAKE).await,
-        Err(error) => debug!(error = %error, "the kernel takes no filter"),
-    }
 }
 
 struct Server<H> {
@@ -551,15 +443,6 @@ impl<H: Handler> Drop for Open<'_, H> {
     }
 }
 
-/// Errors of one connection that say nothing about the next one.
-fn is_the_connections_own(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, InvalidInput, NotConnected};
-    matches!(
-        error.kind(),
-        ConnectionAborted | ConnectionRefused | ConnectionReset | NotConnected | InvalidInput
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
@@ -582,16 +465,6 @@ mod tests {
         }
 
         fn connection(&self, _: bool) {}
-    }
-
-    /// Without it, the second of two small writes waits for the first one's acknowledgement.
-    #[test]
-    fn connections_inherit_from_the_listener_that_they_do_not_wait_to_fill_a_segment() {
-        let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).unwrap();
-        let Listener::Tcp(listener) = listener else { panic!("it is TCP") };
-        listener.set_nonblocking(false).unwrap();
-        let _peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        assert!(listener.accept().unwrap().0.nodelay().unwrap());
     }
 
     #[tokio::test(start_paused = true)]
