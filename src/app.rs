@@ -49,7 +49,7 @@ use crate::{
         receive::{Gate, Limits},
         rejection::Outcome,
         route::Routes,
-        server::{self, Drain, Handler, Peer},
+        server::{self, Drain, Handler},
         tls as server_tls,
     },
     ops::{
@@ -396,7 +396,7 @@ struct Ops {
 }
 
 impl Handler for Ops {
-    async fn handle(&self, request: Request<Incoming>, _: Peer, _: &Arc<Shared>) -> Response<Full<Bytes>> {
+    async fn handle(&self, request: Request<Incoming>, _: &Arc<Shared>) -> Response<Full<Bytes>> {
         let metrics = || self.gate.metrics.text(self.gate.limits.budget.held());
         health::answer(&request, &self.readiness, metrics)
     }

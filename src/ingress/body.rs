@@ -1,24 +1,13 @@
-//! Reads a request's body: bounded in size, in time, and together with all other bodies that are being held. Or passes
-//! over it, where the request is refused and nothing has to be waited for.
+//! Reads a request's body: bounded in size, in time, and together with all other bodies that are being held.
 
-use std::{
-    future::poll_fn,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
-    task::Poll,
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::{
-    Version,
-    body::{Body, Incoming},
-    header::{EXPECT, TRANSFER_ENCODING},
-    http::request::Parts,
-};
+use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use super::{
@@ -137,52 +126,6 @@ pub(super) async fn read(
         .until(until, collect(body, announced, max, budget))
         .await
         .unwrap_or_else(|| Err(Rejection::Timeout.because("the body was not complete within `body_timeout`")))
-}
-
-/// The longest body that is passed over, in bytes.
-const PASSED_OVER: u64 = 16 << 10;
-
-/// How often hyper gets a turn to hand over what it has: with the first it learns that the body is wanted.
-const TURNS: usize = 2;
-
-/// Passes over the body of a refused request, where its end is announced and it is all there, so that the connection
-/// can be used again. Waits for nobody. Says whether it did; if not, the connection has to end.
-pub(super) async fn pass_over(body: &mut Incoming, head: &Parts, connection: &Shared) -> bool {
-    if head.version != Version::HTTP_11
-        || head.headers.contains_key(TRANSFER_ENCODING)
-        || head.headers.contains_key(EXPECT)
-        || connection.is_ambiguous()
-        || body.size_hint().exact().is_none_or(|length| length > PASSED_OVER)
-    {
-        return false;
-    }
-    for _ in 0..=TURNS {
-        loop {
-            match poll_fn(|cx| Poll::Ready(Pin::new(&mut *body).poll_frame(cx))).await {
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_))) => return false,
-                Poll::Ready(None) | Poll::Pending => break,
-            }
-        }
-        if body.is_end_stream() {
-            return connection.has_nothing_behind();
-        }
-        give_way().await;
-    }
-    false
-}
-
-/// Lets hyper have its turn. Not the runtime, which would ask the kernel for news first.
-async fn give_way() {
-    let mut gave = false;
-    poll_fn(|cx| {
-        if std::mem::replace(&mut gave, true) {
-            return Poll::Ready(());
-        }
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await;
 }
 
 /// The most that is set aside for a body before it has come, in bytes.

@@ -9,7 +9,7 @@ use std::{
     io,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -23,7 +23,10 @@ use tokio::{
     time::Instant,
 };
 
-use super::{framing::Framing, server::Settings};
+use super::{
+    framing::Framing,
+    server::{Peer, Settings},
+};
 use crate::deadline::Deadline;
 
 /// What the requests of a connection and its socket tell each other.
@@ -33,6 +36,9 @@ pub struct Shared {
     permits: Arc<Semaphore>,
     /// How many may be open.
     max_connections: usize,
+    peer: Peer,
+    /// The peer's address, written out once for all lines of the log.
+    address: OnceLock<String>,
     phase: AtomicU8,
     /// Requests that have begun.
     requests: AtomicU64,
@@ -66,10 +72,12 @@ enum Phase {
 
 impl Shared {
     /// `permits` is what is left of `max_connections`.
-    pub(super) fn new(permits: Arc<Semaphore>, max_connections: usize) -> Self {
+    pub(super) fn new(permits: Arc<Semaphore>, max_connections: usize, peer: Peer) -> Self {
         Self {
             permits,
             max_connections,
+            peer,
+            address: OnceLock::new(),
             phase: AtomicU8::default(),
             requests: AtomicU64::default(),
             ambiguous: AtomicU64::new(u64::MAX),
@@ -80,6 +88,12 @@ impl Shared {
             cut: AtomicBool::default(),
             deadline: Mutex::default(),
         }
+    }
+
+    /// The address and port of the sender, where it has them.
+    pub fn client_address(&self) -> Option<&str> {
+        let peer = self.peer?;
+        Some(self.address.get_or_init(|| peer.to_string()))
     }
 
     fn phase(&self) -> Phase {
@@ -457,7 +471,7 @@ mod tests {
     #[test]
     fn the_more_connections_there_are_the_sooner_they_rest() {
         let permits = Arc::new(Semaphore::new(10_000));
-        let shared = Shared::new(Arc::clone(&permits), 10_000);
+        let shared = Shared::new(Arc::clone(&permits), 10_000, None);
         for (open, time) in [(1, 250), (64, 250), (128, 125), (1_000, 16), (10_000, 1)] {
             let _taken = permits.try_acquire_many(open).unwrap();
             assert_eq!(shared.time_to_rest().as_millis(), time, "{open}");
@@ -470,7 +484,7 @@ mod tests {
     async fn the_time_for_reading_answers_ends_only_when_all_is_written() {
         let settings = Settings::default();
         let step = settings.idle_timeout / 4;
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8));
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8, None));
         let (socket, mut peer) = duplex(64);
         let mut guarded = Guarded::new(socket, Arc::clone(&shared), &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -502,7 +516,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_for_reading_answers_begins_anew_once_all_is_written() {
         let settings = Settings::default();
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8));
+        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8, None));
         let (socket, mut peer) = duplex(1);
         let mut guarded = Guarded::new(socket, shared, &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());

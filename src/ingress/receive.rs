@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode, Version,
     body::{Body, Incoming},
-    header::{HeaderValue, TRANSFER_ENCODING},
+    header::HeaderValue,
     http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
@@ -28,7 +28,7 @@ use super::{
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
-    server::{Handler, Peer},
+    server::Handler,
 };
 use crate::{
     delivery::{
@@ -88,17 +88,13 @@ struct Trail<'r> {
 }
 
 impl Handler for Gate {
-    async fn handle(
-        &self,
-        request: Request<Incoming>,
-        peer: Peer,
-        connection: &Arc<Shared>,
-    ) -> Response<Full<Bytes>> {
+    async fn handle(&self, request: Request<Incoming>, connection: &Arc<Shared>) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let in_flight = InFlight::new(&self.metrics);
         let (head, mut body) = request.into_parts();
         let routes = self.routes.load();
         let mut trail = Trail { body_read: body.is_end_stream(), ..Trail::default() };
+        let chunked = body.size_hint().exact().is_none();
 
         let admitted = {
             let mut admit = pin!(self.admit(&routes, &head, &mut body, began, connection, &mut trail));
@@ -116,15 +112,17 @@ impl Handler for Gate {
             rejection.answer()
         });
 
+        // Of a request without a right signature, hyper passes over the body as it is dropped, if all of it is there.
         let body_done = trail.body_read
             || (matches!(answer.outcome, Outcome::Refused(rejection) if rejection.is_of_the_signature())
-                && body::pass_over(&mut body, &head, connection).await);
+                && head.version == Version::HTTP_11
+                && connection.has_nothing_behind());
         // Behind an unread body, an ambiguous head or a chunked body the next head cannot be told for sure. And
         // who is refused does not keep a connection that others wait for.
         if !body_done
             || connection.is_ambiguous()
             || connection.is_closing()
-            || head.headers.contains_key(TRANSFER_ENCODING)
+            || chunked
             || (matches!(answer.outcome, Outcome::Refused(_)) && connection.is_crowded())
         {
             answer.close = true;
@@ -138,7 +136,7 @@ impl Handler for Gate {
             .webhook
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
             .request(answer.outcome.index(), duration);
-        trail.log(&answer, peer, duration);
+        trail.log(&answer, connection, duration);
         answer.into_response(head.headers)
     }
 
@@ -407,11 +405,12 @@ fn read_trace(value: &HeaderValue) -> Option<(u128, u8)> {
 
 impl Trail<'_> {
     /// The one line of a request: what came, what became of it, and why.
-    fn log(&self, answer: &Answer, peer: Peer, duration: Duration) {
+    fn log(&self, answer: &Answer, connection: &Shared, duration: Duration) {
         let refused = matches!(answer.outcome, Outcome::Refused(_));
         if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
             return;
         }
+        let reason = self.reason.as_ref().map(Reason::text);
         macro_rules! line {
             ($level:ident, $message:literal) => {
                 $level!(
@@ -423,8 +422,8 @@ impl Trail<'_> {
                     status = answer.status.as_u16(),
                     upstream.status = self.upstream_status.map(|status| status.as_u16()),
                     duration_ms = milliseconds(duration),
-                    client.address = peer.map(display),
-                    reason = self.reason.as_ref().map(display),
+                    client.address = connection.client_address(),
+                    reason = reason.as_deref(),
                     $message
                 )
             };

@@ -3,7 +3,7 @@
 //! Pulumi stores answers and shows them to people, so nothing internal is in them: no digest, no address, no
 //! detail of what was wrong inside. Details go to the log, see [`Refusal`].
 
-use std::{fmt, sync::LazyLock};
+use std::{borrow::Cow, sync::LazyLock};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -295,14 +295,16 @@ pub enum Reason {
     Queue(QueueError),
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Reason {
+    /// In words.
+    #[must_use]
+    pub fn text(&self) -> Cow<'static, str> {
         match self {
-            Self::Said(text) => f.write_str(text),
-            Self::Payload(error) => error.fmt(f),
-            Self::Mismatch(mismatch) => mismatch.fmt(f),
-            Self::Upstream(error) => error.fmt(f),
-            Self::Queue(error) => error.fmt(f),
+            Self::Said(text) => (*text).into(),
+            Self::Payload(error) => error.to_string().into(),
+            Self::Mismatch(mismatch) => mismatch.to_string().into(),
+            Self::Upstream(error) => error.to_string().into(),
+            Self::Queue(error) => error.to_string().into(),
         }
     }
 }

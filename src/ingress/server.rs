@@ -142,7 +142,6 @@ pub trait Handler: Clone + Send + Sync + 'static {
     fn handle(
         &self,
         request: Request<Incoming>,
-        peer: Peer,
         connection: &Arc<Shared>,
     ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
 
@@ -335,7 +334,7 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::new(Arc::clone(&self.permits), self.settings.max_connections));
+        let shared = Arc::new(Shared::new(Arc::clone(&self.permits), self.settings.max_connections, peer));
         let mut socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         loop {
             // hyper keeps two buffers for each connection; most connections are silent most of the time.
@@ -350,7 +349,7 @@ impl<H: Handler> Server<H> {
                 Ok(false) => return drop(socket.shutdown().await),
                 Err(_) => return,
             }
-            match self.serve_until_rest(socket, peer, &shared).await {
+            match self.serve_until_rest(socket, &shared).await {
                 Some(resting) => socket = resting,
                 None => return,
             }
@@ -358,12 +357,7 @@ impl<H: Handler> Server<H> {
     }
 
     /// Serves a connection until it ends, or rests.
-    async fn serve_until_rest<S>(
-        &self,
-        socket: Guarded<S>,
-        peer: Peer,
-        shared: &Arc<Shared>,
-    ) -> Option<Guarded<S>>
+    async fn serve_until_rest<S>(&self, socket: Guarded<S>, shared: &Arc<Shared>) -> Option<Guarded<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -371,7 +365,7 @@ impl<H: Handler> Server<H> {
         let service = service_fn(|request| {
             shared.request_begins();
             async move {
-                let response = self.handler.handle(request, peer, shared).await;
+                let response = self.handler.handle(request, shared).await;
                 shared.request_ends();
                 Ok::<_, Infallible>(response)
             }
@@ -459,7 +453,7 @@ mod tests {
     struct Ok200(Arc<Mutex<Option<Arc<Shared>>>>);
 
     impl Handler for Ok200 {
-        async fn handle(&self, _: Request<Incoming>, _: Peer, shared: &Arc<Shared>) -> Response<Full<Bytes>> {
+        async fn handle(&self, _: Request<Incoming>, shared: &Arc<Shared>) -> Response<Full<Bytes>> {
             *self.0.lock().unwrap() = Some(Arc::clone(shared));
             Response::new(Full::default())
         }

@@ -3,10 +3,12 @@
 //! One line is written for each request, so it is written straight into its place.
 
 use std::{
-    fmt::{self, Debug, Write},
+    fmt::Debug,
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use serde::{Serialize, Serializer as _};
+use serde_json::Serializer;
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
@@ -23,122 +25,84 @@ const LINE: usize = 512;
 
 impl<S: Subscriber> Layer<S> for Json {
     fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
-        let mut line = String::with_capacity(LINE);
-        line.push_str("{\"timestamp\":\"");
-        push_time(&mut line, SystemTime::now());
-        line.push_str("\",\"level\":\"");
-        line.push_str(event.metadata().level().as_str());
-        line.push('"');
+        let mut line = Vec::with_capacity(LINE);
+        line.extend_from_slice(b"{\"timestamp\":\"");
+        line.extend_from_slice(&rfc_3339(SystemTime::now()));
+        line.extend_from_slice(b"\",\"level\":\"");
+        line.extend_from_slice(event.metadata().level().as_str().as_bytes());
+        line.push(b'"');
         event.record(&mut Fields(&mut line));
-        line.push_str("}\n");
-        self.0.take(line.as_bytes());
+        line.extend_from_slice(b"}\n");
+        self.0.take(&line);
     }
 }
 
 /// Writes members of an object, each behind a comma.
-struct Fields<'l>(&'l mut String);
+struct Fields<'l>(&'l mut Vec<u8>);
 
 impl Fields<'_> {
     fn name(&mut self, field: &Field) {
-        self.0.push_str(",\"");
-        self.0.push_str(field.name());
-        self.0.push_str("\":");
+        self.0.extend_from_slice(b",\"");
+        self.0.extend_from_slice(field.name().as_bytes());
+        self.0.extend_from_slice(b"\":");
     }
 
-    /// A value that is written in JSON as it is in Rust.
-    fn plain(&mut self, field: &Field, value: fmt::Arguments<'_>) {
+    fn write(&mut self, field: &Field, value: &(impl Serialize + ?Sized)) {
         self.name(field);
-        self.0.write_fmt(value).expect("writing to a String does not fail");
+        value.serialize(&mut Serializer::new(&mut *self.0)).expect("a plain value is written to a Vec");
     }
 }
 
 impl Visit for Fields<'_> {
     fn record_f64(&mut self, field: &Field, value: f64) {
-        // What is no number in JSON has no Debug form that JSON would take.
-        if value.is_finite() {
-            self.plain(field, format_args!("{value:?}"));
-        } else {
-            self.record_debug(field, &value);
-        }
+        self.write(field, &value);
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.plain(field, format_args!("{value}"));
+        self.write(field, &value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.plain(field, format_args!("{value}"));
+        self.write(field, &value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.plain(field, format_args!("{value}"));
+        self.write(field, &value);
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.name(field);
-        self.0.push('"');
-        push_escaped(self.0, value);
-        self.0.push('"');
+        self.write(field, value);
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.name(field);
-        self.0.push('"');
-        write!(Escaped(self.0), "{value:?}").expect("writing to a String does not fail");
-        self.0.push('"');
+        Serializer::new(&mut *self.0)
+            .collect_str(&format_args!("{value:?}"))
+            .expect("a text is written to a Vec");
     }
 }
 
-/// Writes text into a JSON string.
-struct Escaped<'l>(&'l mut String);
-
-impl Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        push_escaped(self.0, text);
-        Ok(())
-    }
-}
-
-fn push_escaped(line: &mut String, text: &str) {
-    let plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
-    if text.bytes().all(plain) {
-        return line.push_str(text);
-    }
-    for character in text.chars() {
-        match character {
-            '"' | '\\' => line.extend(['\\', character]),
-            '\n' => line.push_str("\\n"),
-            '\r' => line.push_str("\\r"),
-            '\t' => line.push_str("\\t"),
-            ' '.. => line.push(character),
-            control => {
-                write!(line, "\\u{:04x}", u32::from(control)).expect("writing to a String does not fail");
-            }
-        }
-    }
-}
-
-/// RFC 3339 in UTC, with microseconds.
-fn push_time(line: &mut String, time: SystemTime) {
+/// In UTC, with microseconds.
+fn rfc_3339(time: SystemTime) -> [u8; 27] {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
     let (year, month, day) = date(days);
-    let parts = [
-        (year, 4, '-'),
-        (month, 2, '-'),
-        (day, 2, 'T'),
-        (second / 3600, 2, ':'),
-        (second / 60 % 60, 2, ':'),
-        (second % 60, 2, '.'),
-        (since.subsec_micros().into(), 6, 'Z'),
-    ];
-    for (number, digits, behind) in parts {
-        for place in (0..digits).rev() {
-            let digit = u32::try_from(number / 10_u64.pow(place) % 10).unwrap_or_default();
-            line.extend(char::from_digit(digit, 10));
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    for (mut number, place) in [
+        (year, 0..4),
+        (month, 5..7),
+        (day, 8..10),
+        (second / 3600, 11..13),
+        (second / 60 % 60, 14..16),
+        (second % 60, 17..19),
+        (since.subsec_micros().into(), 20..26),
+    ] {
+        for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
+            *digit += u8::try_from(number % 10).unwrap_or_default();
+            number /= 10;
         }
-        line.push(behind);
     }
+    text
 }
 
 /// The Gregorian date of a day since 1970. A year that begins in March has its leap day at its end, which leaves one
@@ -158,10 +122,15 @@ const fn date(days: u64) -> (u64, u64, u64) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+        time::Duration,
+    };
 
-    use proptest::prelude::*;
-    use serde_json::Value;
+    use serde_json::{Value, json};
+    use tracing::{subscriber::with_default, warn};
+    use tracing_subscriber::{layer::SubscriberExt, registry};
 
     use super::*;
 
@@ -177,22 +146,44 @@ mod tests {
             (1_767_225_600, "2026-01-01T00:00:00.000000Z"),
             (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
         ] {
-            let mut line = String::new();
-            push_time(&mut line, UNIX_EPOCH + Duration::from_secs(seconds));
-            assert_eq!(line, text);
+            assert_eq!(rfc_3339(UNIX_EPOCH + Duration::from_secs(seconds)), text.as_bytes());
         }
-        let mut line = String::new();
-        push_time(&mut line, UNIX_EPOCH + Duration::from_nanos(1_800_000_000_012_345_678));
-        assert_eq!(line, "2027-01-15T08:00:00.012345Z");
+        let time = UNIX_EPOCH + Duration::from_nanos(1_800_000_000_012_345_678);
+        assert_eq!(&rfc_3339(time), b"2027-01-15T08:00:00.012345Z");
     }
 
-    proptest! {
-        #[test]
-        fn any_text_is_read_as_it_was(text in any::<String>()) {
-            let mut line = String::from("\"");
-            push_escaped(&mut line, &text);
-            line.push('"');
-            prop_assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), Value::String(text));
+    #[test]
+    fn an_event_is_one_line_that_any_reader_of_json_takes() {
+        let written = Written::default();
+        let (sink, flush) = Sink::try_new(written.clone()).unwrap();
+        with_default(registry().with(Json(sink)), || {
+            let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
+            warn!(text, shown = %text, number = -5, ratio = 0.25, nothing = f64::NAN, is = true, missing = None::<u64>, "said");
+        });
+        flush.finish();
+        let lines = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
+        assert!(lines.ends_with("}\n") && lines.matches('\n').count() == 1, "{lines}");
+        let mut line: Value = serde_json::from_str(&lines).unwrap();
+        assert!(line["timestamp"].take().as_str().is_some_and(|time| time.ends_with('Z')), "{lines}");
+        let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
+        let expected = json!({
+            "timestamp": null, "level": "WARN", "message": "said", "text": text, "shown": text, "number": -5, "ratio": 0.25,
+            "nothing": null, "is": true,
+        });
+        assert_eq!(line, expected, "{lines}");
+    }
+
+    /// What was written, for everybody.
+    #[derive(Debug, Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
         }
     }
 }
