@@ -4,7 +4,7 @@
 //! unknown ones are fine. A member of the wrong type is no error while reading; it makes the payload not fit its
 //! kind. `null` counts as absent.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, mem::discriminant};
+use std::{borrow::Cow, fmt, marker::PhantomData, mem::discriminant, sync::LazyLock};
 
 use serde::{
     Deserialize, Deserializer,
@@ -12,7 +12,7 @@ use serde::{
 };
 
 use super::{
-    event::{EVENTS, Event, Field, Kind, MARKERS, Mark},
+    event::{EVENTS, Event, Field, KINDS, Kind, MARKERS, Mark},
     headers::{DeliveryId, EventKind},
     signature::VerifiedBody,
 };
@@ -93,11 +93,13 @@ impl<'a> Delivery<'a> {
         kind: EventKind<'a>,
     ) -> Result<Self, PayloadError> {
         let payload = Payload::parse(body.bytes())?;
-        let agreement = match Kind::find(kind.as_str()).map(|known| (known, known.fields)) {
+        let known = Kind::find(kind.as_str());
+        let agreement = match known.map(|known| (known, known.fields)) {
             Some((known, Some(fields))) => payload.compare(known, fields),
             _ => Agreement::Unpublished,
         };
-        let events = EventSet::of(kind, &payload);
+        let candidates = known.map_or(EventSet::ALL, EventSet::of_kind);
+        let events = candidates.filter(|event| payload.shows(event, kind.as_str()));
         Ok(Self { id, kind, agreement, events, payload })
     }
 
@@ -155,12 +157,31 @@ pub struct EventSet(u64);
 const _: () = assert!(EVENTS.len() <= 64, "an EventSet has a bit for each filter");
 
 impl EventSet {
-    /// The filters that a delivery of this kind with this payload fits.
-    fn of(kind: EventKind<'_>, payload: &Payload<'_>) -> Self {
-        let mut set = Self::default();
+    const ALL: Self = Self(u64::MAX >> (64 - EVENTS.len()));
+
+    /// The filters that a delivery of this kind can fit, whatever its payload.
+    fn of_kind(kind: &Kind) -> Self {
+        /// In the order of the kinds.
+        static OF_KINDS: LazyLock<Vec<EventSet>> = LazyLock::new(|| {
+            let of = |kind: &Kind| {
+                EventSet::ALL.filter(|event| match event.mark {
+                    Mark::Unpublished => event.name.starts_with(kind.name),
+                    _ => event.kind == Some(kind.name),
+                })
+            };
+            KINDS.iter().map(of).collect()
+        });
+        let place = KINDS.iter().position(|known| std::ptr::eq(known, kind));
+        place.and_then(|place| OF_KINDS.get(place)).copied().unwrap_or(Self::ALL)
+    }
+
+    /// Those of them for which `holds` does.
+    fn filter(self, holds: impl Fn(&Event) -> bool) -> Self {
+        let mut set = self;
         for (index, event) in EVENTS.iter().enumerate() {
-            if payload.shows(event, kind.as_str()) {
-                set.0 |= 1 << index;
+            let bit = 1 << index;
+            if self.0 & bit != 0 && !holds(event) {
+                set.0 ^= bit;
             }
         }
         set
@@ -534,7 +555,7 @@ mod tests {
 
     use super::{
         super::{
-            event::{KINDS, PING},
+            event::PING,
             secret::Secret,
             signature::{Key, Signature, Verifier, sign},
         },
