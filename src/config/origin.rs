@@ -119,13 +119,19 @@ fn secret_from_variable(
     Ok(Secret::try_new(value.into_vec(), allow_short)?)
 }
 
+/// What is set aside at least for the content of a file, in bytes.
+const LEAST_ROOM: usize = 4 << 10;
+
 /// The content of a file that has at most `limit` bytes.
 pub(super) fn read_bounded(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
     let unreadable = |reason| SecretSourceError::Unreadable { path: path.to_owned(), reason };
-    // As large as it can get at once: a vector that grows leaves what it held behind.
-    let mut content = Zeroizing::new(Vec::with_capacity(limit + 1));
+    let file = File::open(path).map_err(unreadable)?;
+    // A vector that grows leaves what it held behind. Special files do not say how long they are.
+    let length = file.metadata().map_or(0, |known| known.len());
+    let room = usize::try_from(length).unwrap_or(limit).clamp(LEAST_ROOM.min(limit), limit) + 1;
+    let mut content = Zeroizing::new(Vec::with_capacity(room));
     let most = u64::try_from(limit + 1).unwrap_or(u64::MAX);
-    File::open(path).and_then(|file| file.take(most).read_to_end(&mut content)).map_err(unreadable)?;
+    file.take(most).read_to_end(&mut content).map_err(unreadable)?;
     if content.len() > limit {
         return Err(SecretSourceError::TooLong { path: path.to_owned(), limit });
     }
@@ -306,4 +312,24 @@ pub(super) fn header_value(item: Item<'_>) -> Option<(Zeroizing<Vec<u8>>, Source
     });
     table.finish();
     value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is set aside is overwritten when it is given back, so that room for the longest file would be paid for.
+    #[test]
+    fn a_file_takes_the_room_of_its_length() {
+        let path = std::env::temp_dir().join(format!("hookgate-{}-room", std::process::id()));
+        for length in [0, 1, LEAST_ROOM, LEAST_ROOM + 1, 100_000] {
+            std::fs::write(&path, vec![b'x'; length]).unwrap();
+            let content = read_bounded(&path, 1 << 20).unwrap();
+            assert_eq!(content.len(), length);
+            assert_eq!(content.capacity(), length.max(LEAST_ROOM) + 1);
+        }
+        assert!(matches!(read_bounded(&path, 99_999), Err(SecretSourceError::TooLong { .. })));
+        assert_eq!(read_bounded(&path, 100_000).unwrap().len(), 100_000);
+        std::fs::remove_file(path).unwrap();
+    }
 }
