@@ -40,13 +40,22 @@ use tokio::{
 
 use support::{SIZES, Sample, filter, head_to_toe, verifier};
 
-/// Case, filter, whether the signature is right, the label of the answer. The body is read in each of them: behind an
-/// unread one the connection ends.
-const SERVED: [(&str, &str, bool, &str); 3] = [
-    ("forwarded", "environments", true, "forwarded"),
-    ("filtered", "stacks", true, "filtered"),
-    ("bad-signature", "environments", false, "bad_signature"),
+/// Case, filter, signature, the label of the answer.
+const SERVED: [(&str, &str, Signature, &str); 4] = [
+    ("forwarded", "environments", Signature::Right, "forwarded"),
+    ("filtered", "stacks", Signature::Right, "filtered"),
+    ("bad-signature", "environments", Signature::Wrong, "bad_signature"),
+    ("no-signature", "environments", Signature::None, "missing_signature"),
 ];
+
+/// What a request carries for a signature.
+#[derive(Debug, Clone, Copy)]
+enum Signature {
+    Right,
+    Wrong,
+    None,
+}
+
 const PURE: [(&str, usize); 2] = [("pure-400", 0), ("pure-64k", 2)];
 
 fn main() {
@@ -73,7 +82,7 @@ fn run(case: &str, times: usize) {
     runtime.block_on(served(case, times));
 }
 
-async fn served((_, event, right, label): &(&str, &str, bool, &str), times: usize) {
+async fn served((_, event, signature, label): &(&str, &str, Signature, &str), times: usize) {
     let socket = std::env::temp_dir().join(format!("hookgate-instructions-{}", std::process::id()));
     let listener = UnixListener::bind(&socket).unwrap();
     let settings = Settings::default();
@@ -84,7 +93,7 @@ async fn served((_, event, right, label): &(&str, &str, bool, &str), times: usiz
         let sample = Sample::new(SIZES[0].1);
         let mut answer = vec![0; 4096];
         for number in 0..times {
-            ours.write_all(&request(&sample, *right, number)).await.unwrap();
+            ours.write_all(&request(&sample, *signature, number)).await.unwrap();
             // Answers come in one piece: they are written at once and the pipe has room.
             let length = ours.read(&mut answer).await.unwrap();
             assert!(memchr::memmem::find(&answer[..length], expected.as_bytes()).is_some());
@@ -99,12 +108,17 @@ async fn served((_, event, right, label): &(&str, &str, bool, &str), times: usiz
     std::fs::remove_file(socket).unwrap();
 }
 
-fn request(sample: &Sample, right: bool, number: usize) -> Vec<u8> {
-    let signature = if right { sample.signature.clone() } else { "0".repeat(64) };
+fn request(sample: &Sample, signature: Signature, number: usize) -> Vec<u8> {
+    const NAME: &str = "Pulumi-Webhook-Signature: ";
+    let (name, signature, end) = match signature {
+        Signature::Right => (NAME, sample.signature.clone(), "\r\n"),
+        Signature::Wrong => (NAME, "0".repeat(64), "\r\n"),
+        Signature::None => ("", String::new(), ""),
+    };
     let mut request = format!(
         "POST /hook HTTP/1.1\r\nHost: hooks.example.com\r\nUser-Agent: bench\r\nAccept: */*\r\nContent-Type: \
-         application/json\r\nPulumi-Webhook-Id: bench-{number}\r\nPulumi-Webhook-Kind: {}\r\nPulumi-Webhook-Signature: \
-         {signature}\r\nContent-Length: {}\r\n\r\n",
+         application/json\r\nPulumi-Webhook-Id: bench-{number}\r\nPulumi-Webhook-Kind: {}\r\n{name}{signature}{end}Content-\
+         Length: {}\r\n\r\n",
         sample.kind,
         sample.body.len()
     )
