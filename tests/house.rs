@@ -7,6 +7,7 @@
 )]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -90,24 +91,26 @@ fn imports_are_found_in_groups_too() {
 #[test]
 fn webhook_imports_nothing_of_ours_and_only_backwards() {
     const PATH: [&str; 6] = ["secret", "signature", "headers", "event", "payload", "filter"];
-    let mut seen = 0;
+    let mut seen = BTreeSet::new();
     for (file, code) in house().iter().filter(|(file, _)| is_in(file, "webhook")) {
         assert_eq!(imports(code), Vec::<String>::new(), "{file}");
         for outside in ["tokio::", "hyper::", "std::net", "std::fs", "std::io", "SystemTime::now", "Instant"]
         {
             assert!(!code.contains(outside), "{file} is pure and must not use {outside}");
         }
-        let Some(place) = PATH.iter().position(|name| *file == format!("webhook/{name}.rs")) else {
+        // The rooms of a file stand where it does.
+        let place = PATH.iter().position(|name| is_in(file, &format!("webhook/{name}")));
+        let Some(place) = place else {
             assert_eq!(file, "webhook.rs");
             continue;
         };
-        seen += 1;
+        seen.insert(place);
         for later in &PATH[place..] {
             let forms = [format!("super::{later}"), format!("    {later}::")];
             assert!(!forms.iter().any(|form| code.contains(form)), "{file} imports {later}");
         }
     }
-    assert_eq!(seen, PATH.len());
+    assert_eq!(seen.len(), PATH.len());
 }
 
 #[test]

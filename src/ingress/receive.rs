@@ -36,7 +36,10 @@ use crate::{
         destination::Parcel,
         dispatch::{Dispatch, Dispatched},
     },
-    ops::metrics::{ForWebhook, Metrics},
+    ops::{
+        log::milliseconds,
+        metrics::{ForWebhook, Metrics},
+    },
     upstream::Failure,
     webhook::{
         filter::Verdict,
@@ -437,11 +440,6 @@ impl Trail<'_> {
             line!(info, "delivery");
         }
     }
-}
-
-/// With three digits behind the point.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 mod json;
 mod sink;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry, reload};
@@ -52,6 +52,12 @@ impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Control(..)")
     }
+}
+
+/// A duration as lines have it: with three digits behind the point.
+#[must_use]
+pub fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// What a level lets through. The client of NATS speaks of each try to connect; what there is to say of it, the queue says.

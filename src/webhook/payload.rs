@@ -4,11 +4,13 @@
 //! unknown ones are fine. A member of the wrong type is no error while reading; it makes the payload not fit its
 //! kind. `null` counts as absent.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, mem::discriminant, sync::LazyLock};
+mod member;
+
+use std::{mem::discriminant, sync::LazyLock};
 
 use serde::{
-    Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, SeqAccess, Visitor, value::MapAccessDeserializer},
+    Deserialize,
+    de::{MapAccess, value::MapAccessDeserializer},
 };
 
 use super::{
@@ -16,6 +18,7 @@ use super::{
     headers::{DeliveryId, EventKind},
     signature::VerifiedBody,
 };
+use member::{Counts, Integer, Integers, Member, Shape, State, Text};
 
 /// A verified delivery that was read: what it says it is, and whether the signed payload bears that out.
 #[derive(Debug)]
@@ -363,124 +366,6 @@ impl<'a> Payload<'a> {
     }
 }
 
-/// Whether a member is there and has its type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Absent,
-    Fits,
-    Wrong,
-}
-
-/// A member of the payload, of whatever type it turned out to have.
-#[derive(Debug, Default)]
-enum Member<T> {
-    #[default]
-    Absent,
-    Is(T),
-    Wrong,
-}
-
-impl<T> Member<T> {
-    const fn get(&self) -> Option<&T> {
-        match self {
-            Self::Is(value) => Some(value),
-            Self::Absent | Self::Wrong => None,
-        }
-    }
-
-    fn state_where(&self, fits: impl Fn(&T) -> bool) -> State {
-        match self {
-            Self::Absent => State::Absent,
-            Self::Is(value) if fits(value) => State::Fits,
-            Self::Is(_) | Self::Wrong => State::Wrong,
-        }
-    }
-
-    fn state(&self) -> State {
-        self.state_where(|_| true)
-    }
-}
-
-impl Member<Text<'_>> {
-    fn text(&self) -> Option<&str> {
-        self.get().map(|text| &*text.0)
-    }
-}
-
-/// A type that a member can have: takes the JSON values that are of it.
-trait Shape<'de>: Sized {
-    fn of_text(_: Cow<'de, str>) -> Option<Self> {
-        None
-    }
-    fn of_integer(_: Option<u64>) -> Option<Self> {
-        None
-    }
-    fn of_flag(_: bool) -> Option<Self> {
-        None
-    }
-    fn of_sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-    fn of_object<A: MapAccess<'de>>(mut members: A) -> Result<Option<Self>, A::Error> {
-        while members.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-}
-
-#[derive(Debug)]
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Shape<'de> for Text<'a> {
-    fn of_text(text: Cow<'de, str>) -> Option<Self> {
-        Some(Self(text))
-    }
-}
-
-/// A whole number; those below zero are of no use to anybody.
-#[derive(Debug)]
-struct Integer(Option<u64>);
-
-impl Shape<'_> for Integer {
-    fn of_integer(number: Option<u64>) -> Option<Self> {
-        Some(Self(number))
-    }
-}
-
-impl Shape<'_> for bool {
-    fn of_flag(flag: bool) -> Option<Self> {
-        Some(flag)
-    }
-}
-
-/// A list of integers.
-#[derive(Debug)]
-struct Integers;
-
-impl<'de> Shape<'de> for Integers {
-    fn of_sequence<A: SeqAccess<'de>>(mut items: A) -> Result<Option<Self>, A::Error> {
-        let mut all = true;
-        while let Some(item) = items.next_element::<Member<Integer>>()? {
-            all &= item.get().is_some();
-        }
-        Ok(all.then_some(Self))
-    }
-}
-
-/// An object whose values are integers, whatever its keys.
-#[derive(Debug)]
-struct Counts;
-
-impl<'de> Shape<'de> for Counts {
-    fn of_object<A: MapAccess<'de>>(mut members: A) -> Result<Option<Self>, A::Error> {
-        let mut all = true;
-        while let Some((_, count)) = members.next_entry::<IgnoredAny, Member<Integer>>()? {
-            all &= count.get().is_some();
-        }
-        Ok(all.then_some(Self))
-    }
-}
-
 impl<'de: 'a, 'a> Shape<'de> for Organization<'a> {
     fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
         Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
@@ -490,58 +375,6 @@ impl<'de: 'a, 'a> Shape<'de> for Organization<'a> {
 impl<'de: 'a, 'a> Shape<'de> for Reference<'a> {
     fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
         Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
-    }
-}
-
-impl<'de, T: Shape<'de>> Deserialize<'de> for Member<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(MemberVisitor(PhantomData))
-    }
-}
-
-struct MemberVisitor<T>(PhantomData<T>);
-
-impl<'de, T: Shape<'de>> Visitor<'de> for MemberVisitor<T> {
-    type Value = Member<T>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-
-    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
-        Ok(T::of_text(Cow::Borrowed(text)).map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-        Ok(T::of_text(Cow::Owned(text.to_owned())).map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
-        Ok(T::of_integer(Some(number)).map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
-        Ok(T::of_integer(u64::try_from(number).ok()).map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Member::Wrong)
-    }
-
-    fn visit_bool<E>(self, flag: bool) -> Result<Self::Value, E> {
-        Ok(T::of_flag(flag).map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Member::Absent)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {
-        Ok(T::of_sequence(items)?.map_or(Member::Wrong, Member::Is))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, members: A) -> Result<Self::Value, A::Error> {
-        Ok(T::of_object(members)?.map_or(Member::Wrong, Member::Is))
     }
 }
 
