@@ -482,8 +482,10 @@ pub(super) async fn filters_mean_what_they_say(engine: &dyn Engine) {
     other.parcel.event = HeaderValue::from_static("stack_created");
     enqueue(&*queue, to(delivery("a"), &[("one", PLAIN), ("two", PLAIN)])).await;
     let between = all(&*queue).await[0].received + Duration::from_millis(1);
-    // The next one is of another millisecond.
-    tokio::time::sleep(Duration::from_millis(5)).await;
+    // The next one is of a later millisecond than both.
+    while SystemTime::now() < between + Duration::from_millis(1) {
+        tokio::task::yield_now().await;
+    }
     enqueue(&*queue, other).await;
     kill(lease(&*queue, "one").await).await;
     let ids = |filter: Filter| {
