@@ -154,10 +154,10 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_that_any_reader_of_json_takes() {
+        let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
         let written = Written::default();
         let (sink, flush) = Sink::try_new(written.clone()).unwrap();
         with_default(registry().with(Json(sink)), || {
-            let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
             warn!(text, shown = %text, number = -5, ratio = 0.25, nothing = f64::NAN, is = true, missing = None::<u64>, "said");
         });
         flush.finish();
@@ -165,7 +165,6 @@ mod tests {
         assert!(lines.ends_with("}\n") && lines.matches('\n').count() == 1, "{lines}");
         let mut line: Value = serde_json::from_str(&lines).unwrap();
         assert!(line["timestamp"].take().as_str().is_some_and(|time| time.ends_with('Z')), "{lines}");
-        let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
         let expected = json!({
             "timestamp": null, "level": "WARN", "message": "said", "text": text, "shown": text, "number": -5, "ratio": 0.25,
             "nothing": null, "is": true,
