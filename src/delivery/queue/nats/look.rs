@@ -23,7 +23,7 @@ use crate::delivery::queue::{Job, Lease, QueueError, Recipient};
 
 /// How often a job is looked at again because others changed it.
 const TRIES: usize = 8;
-/// How many later deliveries a job is compared with.
+/// How many others a job is compared with.
 const MAX_ALIKE: usize = 4096;
 /// How many deliveries before a job, alike or not, others that it is compared with may be.
 const FAR: u64 = 65_536;
