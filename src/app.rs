@@ -2,9 +2,11 @@
 
 mod descriptors;
 mod lanes;
+mod ops;
 mod privacy;
 mod queue;
 mod reload;
+mod threads;
 mod watch;
 
 use std::{
@@ -17,13 +19,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Request, Response, body::Incoming};
 use tokio::{
     runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
-    sync::{self, Semaphore},
+    sync,
     task::JoinSet,
     time::timeout,
 };
@@ -32,6 +31,7 @@ use tracing::{error, info, warn};
 
 pub use descriptors::{doubt_descriptors, raise_descriptor_limit};
 use lanes::spawn_lanes;
+use ops::Ops;
 pub use privacy::forbid_dumps;
 use reload::{Serving, Source, Told, hangups, routes};
 
@@ -44,7 +44,8 @@ use crate::{
         worker::{self, Worker},
     },
     ingress::{
-        Budget, Shared,
+        Budget,
+        crowd::Crowd,
         listener::{Address, Listener},
         receive::{Gate, Limits},
         rejection::Outcome,
@@ -53,7 +54,7 @@ use crate::{
         tls as server_tls,
     },
     ops::{
-        health::{self, Readiness},
+        health::Readiness,
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
@@ -128,9 +129,6 @@ pub enum BuildError {
 /// The most threads that serve requests. One serves tens of thousands of deliveries a second, and a sidecar is
 /// not to spread over a large machine.
 const MAX_LANES: usize = 4;
-
-/// The connections of the ops listener at a time.
-const OPS_CONNECTIONS: usize = 64;
 
 /// How long the ops listener's last answers may take.
 const OPS_DRAIN: Duration = Duration::from_millis(100);
@@ -245,14 +243,8 @@ impl App {
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
         let mut ops = JoinSet::new();
-        ops.spawn(serve(
-            self.ops,
-            None,
-            ops_settings(),
-            Arc::new(Semaphore::new(OPS_CONNECTIONS)),
-            Ops { readiness: readiness.clone(), gate: self.gate.clone() },
-            ops_drain.clone(),
-        ));
+        let answers = Ops { readiness: readiness.clone(), gate: self.gate.clone() };
+        ops::spawn(self.ops, answers, ops_drain.clone(), over.clone(), &mut ops);
         let mut lanes = spawn_lanes(
             &self.webhooks,
             self.tls.as_ref(),
@@ -374,34 +366,13 @@ async fn serve<H: Handler>(
     listener: Listener,
     tls: Option<server_tls::Tls>,
     settings: server::Settings,
-    permits: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     handler: H,
     drain: Drain,
 ) {
-    if let Err(error) = server::serve(listener, tls, &settings, permits, handler, drain).await {
+    if let Err(error) = server::serve(listener, tls, &settings, crowd, handler, drain).await {
         error!(%error, "a listener cannot be used");
     }
-}
-
-/// The ops listener's limits: the defaults, which are tight enough for what only probes and scrapers ask.
-fn ops_settings() -> server::Settings {
-    server::Settings { max_connections: OPS_CONNECTIONS, ..server::Settings::default() }
-}
-
-/// Answers on the ops listener.
-#[derive(Debug, Clone)]
-struct Ops {
-    readiness: Readiness,
-    gate: Gate,
-}
-
-impl Handler for Ops {
-    async fn handle(&self, request: Request<Incoming>, _: &Arc<Shared>) -> Response<Full<Bytes>> {
-        let metrics = || self.gate.metrics.text(self.gate.limits.budget.held());
-        health::answer(&request, &self.readiness, metrics)
-    }
-
-    fn connection(&self, _opened: bool) {}
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 
 mod body;
 mod connection;
+pub mod crowd;
 #[doc(hidden)]
 pub mod framing;
 mod head;

@@ -1,16 +1,14 @@
 //! The threads that serve requests.
 
-use std::{sync::Arc, thread};
+use std::sync::Arc;
 
-use tokio::{
-    sync::{Semaphore, oneshot},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{runtime, serve};
+use super::{serve, threads};
 use crate::ingress::{
+    crowd::Crowd,
     listener::Listener,
     receive::Gate,
     server::{self, Drain},
@@ -28,7 +26,7 @@ pub(super) fn spawn_lanes(
     drain: &Drain,
     over: &CancellationToken,
 ) -> JoinSet<()> {
-    let permits = Arc::new(Semaphore::new(settings.max_connections));
+    let crowd = Crowd::new(settings.max_connections);
     let mut tasks = JoinSet::new();
     for lane in 0..lanes {
         let listener = match listener.try_clone() {
@@ -40,29 +38,13 @@ pub(super) fn spawn_lanes(
         };
         let gate = Gate { lane, ..gate.clone() };
         let serving =
-            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&permits), gate, drain.clone());
+            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&crowd), gate, drain.clone());
         if lane == 0 {
             tasks.spawn(serving);
             continue;
         }
-        let (ended, end) = oneshot::channel::<()>();
-        let over = over.clone();
-        let thread = thread::Builder::new().name(format!("lane-{lane}")).spawn(move || {
-            match runtime() {
-                Ok(runtime) => runtime.block_on(async {
-                    serving.await;
-                    drop(ended);
-                    // Another lane may still be using an upstream connection that this one drives.
-                    over.cancelled().await;
-                }),
-                Err(error) => error!(%error, lane, "cannot start this thread's runtime"),
-            }
-        });
-        match thread {
-            // It ends when its sender is dropped, at the thread's end.
-            Ok(_thread) => drop(tasks.spawn(async move { drop(end.await) })),
-            Err(error) => error!(%error, lane, "cannot start this thread"),
-        }
+        // Its runtime lives on: another lane may still be using an upstream connection that this one drives.
+        threads::spawn(&format!("lane-{lane}"), serving, over.clone(), &mut tasks);
     }
     tasks
 }

@@ -11,7 +11,7 @@ use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use super::{
-    connection::Shared,
+    connection::{GivenUp, Shared},
     rejection::{Refusal, Rejection},
 };
 
@@ -106,8 +106,8 @@ pub(super) struct Held {
 /// # Errors
 ///
 /// [`Rejection::TooLarge`] and [`Rejection::Overloaded`] from the announced length, before anything is read, or
-/// from what came; [`Rejection::Timeout`] when it is not complete in time; [`Rejection::BadRequest`] when it
-/// breaks off.
+/// from what came; [`Rejection::Timeout`] when it is not complete in time; [`Rejection::Overloaded`] also when it comes so
+/// slowly that its connection has to give way; [`Rejection::BadRequest`] when it breaks off.
 pub(super) async fn read(
     body: &mut Incoming,
     max: usize,
@@ -122,10 +122,15 @@ pub(super) async fn read(
     if !budget.has_room_for(announced.unwrap_or_default()) {
         return Err(Rejection::Overloaded.because("bodies being held are at `max_inflight_bytes`"));
     }
-    connection
-        .until(until, collect(body, announced, max, budget))
-        .await
-        .unwrap_or_else(|| Err(Rejection::Timeout.because("the body was not complete within `body_timeout`")))
+    match connection.until(until, collect(body, announced, max, budget, connection)).await {
+        Ok(collected) => collected,
+        Err(GivenUp::TooLate) => {
+            Err(Rejection::Timeout.because("the body was not complete within `body_timeout`"))
+        }
+        Err(GivenUp::GaveWay) => Err(Rejection::Overloaded.because(
+            "all of `max_connections` were taken, and no other body had come more slowly for so long",
+        )),
+    }
 }
 
 /// The most that is set aside for a body before it has come, in bytes.
@@ -136,6 +141,7 @@ async fn collect(
     announced: Option<usize>,
     max: usize,
     budget: &Budget,
+    connection: &Shared,
 ) -> Result<Held, Refusal> {
     let mut share = budget.share();
     let mut first = Bytes::new();
@@ -146,6 +152,7 @@ async fn collect(
         };
         // Trailers are not part of what was signed, and nothing of them goes on.
         let Ok(data) = frame.into_data() else { continue };
+        connection.came(data.len());
         let length = first.len().saturating_add(whole.len()).saturating_add(data.len());
         if length > max {
             return Err(Rejection::TooLarge.because("the body is over `max_body`"));

@@ -1,8 +1,9 @@
 //! The socket of one sender, with every wait bounded.
 //!
 //! [`Guarded`] stands between hyper and the socket. It ends connections that are silent, slow with a head, idle,
-//! or do not read their answer; it watches the framing; and it lets an answer to an unread body arrive before the
-//! connection is closed. The deadline of a body is not here: it is the request's, see [`super::body`].
+//! or do not read their answer, after their time or when they have to give way to others ([`super::crowd`]); it watches the
+//! framing; and it lets an answer to an unread body arrive before the connection is closed. The deadline of a body is not
+//! here: it is the request's, see [`super::body`].
 
 use std::{
     future::poll_fn,
@@ -19,11 +20,11 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    sync::Semaphore,
     time::Instant,
 };
 
 use super::{
+    crowd::Place,
     framing::Framing,
     server::{Peer, Settings},
 };
@@ -32,10 +33,8 @@ use crate::deadline::Deadline;
 /// What the requests of a connection and its socket tell each other.
 #[derive(Debug)]
 pub struct Shared {
-    /// What is left of the connections that may be open.
-    permits: Arc<Semaphore>,
-    /// How many may be open.
-    max_connections: usize,
+    /// Its place among all connections.
+    place: Arc<Place>,
     peer: Peer,
     /// The peer's address, written out once for all lines of the log.
     address: OnceLock<String>,
@@ -71,11 +70,9 @@ enum Phase {
 }
 
 impl Shared {
-    /// `permits` is what is left of `max_connections`.
-    pub(super) fn new(permits: Arc<Semaphore>, max_connections: usize, peer: Peer) -> Self {
+    pub(super) fn new(place: Arc<Place>, peer: Peer) -> Self {
         Self {
-            permits,
-            max_connections,
+            place,
             peer,
             address: OnceLock::new(),
             phase: AtomicU8::default(),
@@ -121,6 +118,7 @@ impl Shared {
     pub(super) fn request_begins(&self) {
         self.requests.fetch_add(1, Relaxed);
         self.enter(Phase::Request);
+        self.place.works();
     }
 
     /// The request has its answer.
@@ -133,19 +131,41 @@ impl Shared {
         self.unread.store(true, Relaxed);
     }
 
-    /// Waits for what the request needs, `until` then at the longest. All requests of a connection share a timer, which
-    /// is seldom set.
-    pub(super) async fn until<F: Future>(&self, until: Instant, wait: F) -> Option<F::Output> {
+    /// Waits for what the request needs of its peer, `until` then at the longest. All requests of a connection share a
+    /// timer, which is seldom set.
+    ///
+    /// # Errors
+    ///
+    /// [`GivenUp`].
+    pub(super) async fn until<F: Future>(&self, until: Instant, wait: F) -> Result<F::Output, GivenUp> {
         let mut wait = pin!(wait);
+        let mut waits = false;
         poll_fn(|cx| {
             if let Poll::Ready(output) = wait.as_mut().poll(cx) {
-                return Poll::Ready(Some(output));
+                self.place.works();
+                return Poll::Ready(Ok(output));
+            }
+            if self.place.has_to_go() {
+                return Poll::Ready(Err(GivenUp::GaveWay));
+            }
+            if !std::mem::replace(&mut waits, true) {
+                self.place.waits(Instant::now());
             }
             let mut deadline = self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
             deadline.set(until);
-            deadline.poll(cx).map(|()| None)
+            deadline.poll(cx).map(|()| Err(GivenUp::TooLate))
         })
         .await
+    }
+
+    /// So many bytes of the body that is waited for have come.
+    pub(super) fn came(&self, bytes: usize) {
+        self.place.progresses(u64::try_from(bytes).unwrap_or(u64::MAX));
+    }
+
+    /// A signature of this connection was right.
+    pub fn is_proven(&self) {
+        self.place.is_proven();
     }
 
     /// Whether the head of the request that is being served, or one before it, can be read in two ways.
@@ -168,15 +188,14 @@ impl Shared {
         self.rests.load(Relaxed) && self.phase() == Phase::Idle
     }
 
-    /// Whether all connections are taken, so that others wait for this one.
+    /// Whether all connections are taken, so that others wait for this one, or this one has to give way to one.
     pub fn is_crowded(&self) -> bool {
-        self.permits.available_permits() == 0
+        self.place.has_to_go() || self.place.crowd().is_full()
     }
 
     /// After which idle time a connection rests. The more are open, the sooner: what idle ones keep together is bounded.
     fn time_to_rest(&self) -> Duration {
-        let open = self.max_connections.saturating_sub(self.permits.available_permits());
-        let open = u32::try_from(open).unwrap_or(u32::MAX);
+        let open = u32::try_from(self.place.crowd().len()).unwrap_or(u32::MAX);
         REST * AT_EASE / open.max(AT_EASE)
     }
 
@@ -199,6 +218,15 @@ impl Shared {
     pub fn is_cut(&self) -> bool {
         self.cut.load(Relaxed)
     }
+}
+
+/// Why the peer is waited for no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GivenUp {
+    /// Its time is over.
+    TooLate,
+    /// Its connection gave its place to another one.
+    GaveWay,
 }
 
 /// A sender's socket with deadlines.
@@ -279,25 +307,24 @@ impl<T> Guarded<T> {
         } else {
             self.shared.enter(Phase::Idle);
             self.idle_since = Instant::now();
+            self.shared.place.waits(self.idle_since);
             let rest = self.shared.time_to_rest().min(self.header_timeout).min(self.idle_timeout);
             self.read.set(self.idle_since + rest);
         }
     }
 
-    /// Ready when an idle connection has to end: after its time, or, where others wait for it, as soon as a
-    /// connection that never said anything would have to.
+    /// Ready when an idle connection has to end.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.read.poll(cx));
             let now = Instant::now();
             let idle = now.duration_since(self.idle_since);
-            if idle >= self.idle_timeout || (idle >= self.header_timeout && self.shared.is_crowded()) {
+            if idle >= self.idle_timeout {
                 return Poll::Ready(());
             }
             // Unless its answer is still on its way.
             self.shared.rests.store(!self.write.is_set(), Relaxed);
-            let next = self.header_timeout.checked_sub(idle).filter(|left| !left.is_zero());
-            self.read.set(now + next.unwrap_or(self.header_timeout).min(self.idle_timeout - idle));
+            self.read.set(now + (self.idle_timeout - idle));
         }
     }
 }
@@ -346,12 +373,19 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
     /// A write that makes the peer wait for too long ends the connection.
     fn bound_write<R>(&mut self, cx: &mut Context<'_>, write: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
         if write.is_pending() {
+            let works = self.shared.phase() == Phase::Request;
             if !self.write.is_set() {
                 // From the first wait until everything is written: reading it byte by byte does not help, nor
                 // does asking for more.
-                self.write.set(Instant::now() + self.idle_timeout);
+                let now = Instant::now();
+                self.write.set(now + self.idle_timeout);
+                if !works {
+                    self.shared.place.waits(now);
+                }
             }
-            ready!(self.write.poll(cx));
+            if works || !self.shared.place.has_to_go() {
+                ready!(self.write.poll(cx));
+            }
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         write
@@ -359,8 +393,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
 
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let linger = self.linger.get_or_insert_with(|| {
+            let now = Instant::now();
             let mut deadline = Deadline::default();
-            deadline.set(Instant::now() + LINGER_TIME);
+            deadline.set(now + LINGER_TIME);
+            self.shared.place.waits(now);
             Linger { left: LINGER_BYTES, deadline }
         });
         let mut scratch = [0; 4096];
@@ -371,6 +407,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Guarded<T> {
                     linger.left = linger.left.saturating_sub(buffer.filled().len());
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if self.shared.place.has_to_go() => return Poll::Ready(()),
                 Poll::Pending => return linger.deadline.poll(cx),
             }
         }
@@ -402,9 +439,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Guarded<T> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match this.shared.phase() {
+                Phase::Opened | Phase::Head | Phase::Idle if this.shared.place.has_to_go() => {
+                    Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))
+                }
                 Phase::Opened | Phase::Head => {
                     if !this.read.is_set() {
-                        this.read.set(Instant::now() + this.header_timeout);
+                        let now = Instant::now();
+                        this.read.set(now + this.header_timeout);
+                        this.shared.place.waits(now);
                     }
                     ready!(this.read.poll(cx));
                     Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -467,13 +509,14 @@ mod tests {
     };
 
     use super::*;
+    use crate::ingress::crowd::Crowd;
 
     #[test]
     fn the_more_connections_there_are_the_sooner_they_rest() {
-        let permits = Arc::new(Semaphore::new(10_000));
-        let shared = Shared::new(Arc::clone(&permits), 10_000, None);
+        let crowd = Crowd::new(10_000);
+        let shared = Shared::new(crowd.open().place(), None);
         for (open, time) in [(1, 250), (64, 250), (128, 125), (1_000, 16), (10_000, 1)] {
-            let _taken = permits.try_acquire_many(open).unwrap();
+            let _taken = crowd.take(open);
             assert_eq!(shared.time_to_rest().as_millis(), time, "{open}");
         }
     }
@@ -484,7 +527,7 @@ mod tests {
     async fn the_time_for_reading_answers_ends_only_when_all_is_written() {
         let settings = Settings::default();
         let step = settings.idle_timeout / 4;
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8, None));
+        let shared = Arc::new(Shared::new(Crowd::new(8).open().place(), None));
         let (socket, mut peer) = duplex(64);
         let mut guarded = Guarded::new(socket, Arc::clone(&shared), &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -516,7 +559,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_time_for_reading_answers_begins_anew_once_all_is_written() {
         let settings = Settings::default();
-        let shared = Arc::new(Shared::new(Arc::new(Semaphore::new(8)), 8, None));
+        let shared = Arc::new(Shared::new(Crowd::new(8).open().place(), None));
         let (socket, mut peer) = duplex(1);
         let mut guarded = Guarded::new(socket, shared, &settings);
         let mut cx = Context::from_waker(std::task::Waker::noop());

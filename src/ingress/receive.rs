@@ -150,6 +150,10 @@ impl Handler for Gate {
             self.metrics.connections.dec();
         }
     }
+
+    fn evicted(&self) {
+        self.metrics.connections_evicted.inc();
+    }
 }
 
 /// Counts a request while it is being served, however that ends.
@@ -202,6 +206,7 @@ impl Gate {
             return Err(Rejection::BadSignature.because("the signature fits none of the secrets in force"));
         };
         webhook.metrics.secret_used(verified.key(), now);
+        connection.is_proven();
 
         // Identify.
         let (id_header, kind_header) = read_identity(&headers)?;

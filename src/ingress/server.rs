@@ -23,7 +23,6 @@ use hyper::{Request, Response, body::Incoming, server::conn::http1, service::ser
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +32,7 @@ use tracing::{debug, warn};
 use super::listener::end_handshakes;
 use super::{
     connection::{Guarded, Shared},
+    crowd::{Crowd, Place},
     listener::{Address, Listener, is_the_connections_own},
     tls::Tls,
 };
@@ -147,6 +147,9 @@ pub trait Handler: Clone + Send + Sync + 'static {
 
     /// A connection was opened (`true`) or closed.
     fn connection(&self, opened: bool);
+
+    /// A connection was asked to give its place to a newcomer.
+    fn evicted(&self);
 }
 
 /// Serves connections until the drain begins, then until they are done or cut.
@@ -158,12 +161,12 @@ pub async fn serve<H: Handler>(
     listener: Listener,
     tls: Option<Tls>,
     settings: &Settings,
-    permits: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     handler: H,
     drain: Drain,
 ) -> io::Result<()> {
     let tasks = TaskTracker::new();
-    let server = Arc::new(Server { settings: settings.clone(), permits, tls, handler, drain, tasks });
+    let server = Arc::new(Server { settings: settings.clone(), crowd, tls, handler, drain, tasks });
     match listener {
         Listener::Tcp(listener) => {
             let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -211,13 +214,13 @@ where
     H: Handler,
 {
     let (drain, tasks) = (Drain::default(), TaskTracker::new());
-    let permits = Arc::new(Semaphore::new(settings.max_connections));
-    Server { settings: settings.clone(), permits, tls: None, handler, drain, tasks }.open(socket, None).await;
+    let crowd = Crowd::new(settings.max_connections);
+    Server { settings: settings.clone(), crowd, tls: None, handler, drain, tasks }.open(socket, None).await;
 }
 
 struct Server<H> {
     settings: Settings,
-    permits: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     tls: Option<Tls>,
     handler: H,
     drain: Drain,
@@ -238,13 +241,13 @@ impl<H: Handler> Server<H> {
             };
             match accepted {
                 // A permit only once somebody is there: one that waits with its lane would be missing elsewhere.
-                // Who finds none is the last that this lane accepts until there is one.
+                // Who finds none is the last that this lane accepts until somebody has given way.
                 Ok((socket, peer)) => tokio::select! {
                     biased;
-                    permit = Arc::clone(&self.permits).acquire_owned() => {
+                    permit = self.crowd.admit(|| self.handler.evicted()) => {
                         let server = Arc::clone(self);
                         self.tasks.spawn(async move {
-                            let _permit = permit.ok();
+                            let _permit = permit;
                             server.open(socket, peer).await;
                         });
                     }
@@ -284,11 +287,11 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (server, permits) = (Arc::clone(self), Arc::clone(&self.permits));
+        let server = Arc::clone(self);
         self.tasks.spawn(async move {
             tokio::select! {
-                permit = permits.acquire_owned() => {
-                    let _permit = permit.ok();
+                permit = server.crowd.admit(|| server.handler.evicted()) => {
+                    let _permit = permit;
                     server.open(socket, peer).await;
                 }
                 () = server.drain.cut.cancelled() => {}
@@ -300,20 +303,33 @@ impl<H: Handler> Server<H> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let _open = Open::new(&self.handler);
+        let _counted = Counted::new(&self.handler);
+        let open = self.crowd.open();
+        let place = open.place();
+        poll_fn(|cx| {
+            place.wake_by(cx);
+            Poll::Ready(())
+        })
+        .await;
         match &self.tls {
-            None => self.connection(socket, peer).await,
+            None => self.connection(socket, peer, place).await,
             Some(tls) => {
                 // In a box: connections without TLS need no room for it.
-                let handshake =
+                let mut handshake =
                     Box::pin(timeout(self.settings.header_timeout, tls.acceptor().accept(socket)));
+                let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+                    Poll::Ready(shaken) => Poll::Ready(Some(shaken)),
+                    Poll::Pending if place.has_to_go() => Poll::Ready(None),
+                    Poll::Pending => Poll::Pending,
+                });
                 let shaken = tokio::select! {
                     biased;
-                    shaken = handshake => shaken,
+                    shaken = shaken => shaken,
                     () = self.last_request() => return debug!("the drain ended a TLS handshake"),
                 };
+                let Some(shaken) = shaken else { return debug!("a TLS handshake gave way to a newcomer") };
                 match shaken {
-                    Ok(Ok(socket)) => Box::pin(self.connection(socket, peer)).await,
+                    Ok(Ok(socket)) => Box::pin(self.connection(socket, peer, place)).await,
                     Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
                     Err(_elapsed) => debug!("a TLS handshake took longer than `header_timeout`"),
                 }
@@ -330,11 +346,11 @@ impl<H: Handler> Server<H> {
         }
     }
 
-    async fn connection<S>(&self, socket: S, peer: Peer)
+    async fn connection<S>(&self, socket: S, peer: Peer, place: Arc<Place>)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let shared = Arc::new(Shared::new(Arc::clone(&self.permits), self.settings.max_connections, peer));
+        let shared = Arc::new(Shared::new(place, peer));
         let mut socket = Guarded::new(socket, Arc::clone(&shared), &self.settings);
         loop {
             // hyper keeps two buffers for each connection; most connections are silent most of the time.
@@ -422,16 +438,16 @@ impl<H: Handler> Server<H> {
 const READ_BUFFER: usize = 16 << 10;
 
 /// Counts a connection while it is open.
-struct Open<'h, H: Handler>(&'h H);
+struct Counted<'h, H: Handler>(&'h H);
 
-impl<'h, H: Handler> Open<'h, H> {
+impl<'h, H: Handler> Counted<'h, H> {
     fn new(handler: &'h H) -> Self {
         handler.connection(true);
         Self(handler)
     }
 }
 
-impl<H: Handler> Drop for Open<'_, H> {
+impl<H: Handler> Drop for Counted<'_, H> {
     fn drop(&mut self) {
         self.0.connection(false);
     }
@@ -459,6 +475,8 @@ mod tests {
         }
 
         fn connection(&self, _: bool) {}
+
+        fn evicted(&self) {}
     }
 
     #[tokio::test(start_paused = true)]

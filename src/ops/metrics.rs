@@ -37,6 +37,8 @@ pub struct Metrics {
     pub inflight_requests: Gauge,
     /// Open connections to the webhook listener.
     pub connections: Gauge,
+    /// Connections that were asked to give their place to a newcomer.
+    pub connections_evicted: Counter,
 }
 
 /// What only a service with a queue has to tell.
@@ -131,6 +133,7 @@ impl Metrics {
             queue: None,
             inflight_requests: Gauge::default(),
             connections: Gauge::default(),
+            connections_evicted: Counter::default(),
         };
         let registry = &mut metrics.registry;
         registry.register("requests", "Requests by outcome", metrics.requests.clone());
@@ -142,6 +145,11 @@ impl Metrics {
         registry.register("inflight_requests", "Requests being served", metrics.inflight_requests.clone());
         registry.register("inflight_bytes", "Bytes of bodies being held", metrics.inflight_bytes.clone());
         registry.register("connections", "Open connections of senders", metrics.connections.clone());
+        registry.register(
+            "connections_evicted",
+            "Connections without progress that gave their place to a newcomer",
+            metrics.connections_evicted.clone(),
+        );
         registry.register("attempts", "Attempts to deliver by result", metrics.attempts.clone());
         registry.register(
             "attempt_duration_seconds",

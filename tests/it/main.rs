@@ -21,6 +21,8 @@ mod faults;
 #[cfg(test)]
 mod filters;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod headers;

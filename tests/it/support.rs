@@ -3,6 +3,7 @@
 //! so that a test fails and never hangs.
 
 mod client;
+mod flood;
 mod hookgate;
 mod nats;
 mod peer;
@@ -26,6 +27,7 @@ use sha2::Sha256;
 
 pub(crate) use self::{
     client::{Answer, Connection, Delivery},
+    flood::Flood,
     hookgate::{Hookgate, Setup, Webhook, program, run},
     nats::{NatsCluster, NatsServer},
     peer::Peer,

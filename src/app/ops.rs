@@ -1,0 +1,78 @@
+//! The ops listener as part of the service.
+//!
+//! Probes are answered whatever anybody does: it has a thread, limits and deadlines of its own, and connections that say
+//! nothing give way to newcomers at once. A liveness probe that waits behind a flood would restart a healthy service.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    header::{CONNECTION, HeaderValue},
+};
+use tokio::task::{JoinSet, yield_now};
+use tokio_util::sync::CancellationToken;
+
+use super::{serve, threads};
+use crate::{
+    ingress::{
+        Shared,
+        crowd::Crowd,
+        listener::Listener,
+        receive::Gate,
+        server::{self, Drain, Handler},
+    },
+    ops::health::{self, Readiness},
+};
+
+/// The connections of the ops listener at a time.
+const CONNECTIONS: usize = 256;
+
+/// Serves probes and scrapers until the drain begins. A task in `tasks` ends when that is done.
+pub(super) fn spawn(
+    listener: Listener,
+    answers: Ops,
+    drain: Drain,
+    over: CancellationToken,
+    tasks: &mut JoinSet<()>,
+) {
+    let settings = settings();
+    let crowd = Crowd::new(settings.max_connections);
+    threads::spawn("ops", serve(listener, None, settings, crowd, answers, drain), over, tasks);
+}
+
+/// Tight, since only probes and scrapers ask: they send a short head, at once.
+fn settings() -> server::Settings {
+    server::Settings {
+        max_connections: CONNECTIONS,
+        max_header: 8 << 10,
+        header_timeout: Duration::from_secs(1),
+        ..server::Settings::default()
+    }
+}
+
+/// Answers on the ops listener.
+#[derive(Debug, Clone)]
+pub(super) struct Ops {
+    pub(super) readiness: Readiness,
+    pub(super) gate: Gate,
+}
+
+impl Handler for Ops {
+    async fn handle(&self, request: Request<Incoming>, connection: &Arc<Shared>) -> Response<Full<Bytes>> {
+        // Writing the metrics takes longest. Whoever asks for them again and again in one go waits for all others.
+        yield_now().await;
+        let metrics = || self.gate.metrics.text(self.gate.limits.budget.held());
+        let mut response = health::answer(&request, &self.readiness, metrics);
+        if connection.is_crowded() || connection.is_closing() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    fn connection(&self, _opened: bool) {}
+
+    fn evicted(&self) {}
+}
