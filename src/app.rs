@@ -191,6 +191,7 @@ impl App {
                 ),
             },
             dispatch: Arc::new(dispatch),
+            strangers: Arc::default(),
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,
                 Outcome::all().map(Outcome::label),
@@ -244,6 +245,12 @@ impl App {
         let (drain, ops_drain) = (Drain::default(), Drain::default());
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
+        let strangers = Arc::clone(&self.gate.strangers);
+        let mut telling = JoinSet::new();
+        telling.spawn({
+            let strangers = Arc::clone(&strangers);
+            async move { strangers.tell_every_second().await }
+        });
         let mut ops = JoinSet::new();
         ops.spawn(serve(
             self.ops,
@@ -315,6 +322,7 @@ impl App {
         {
             drained = Drained::CutOff;
         }
+        strangers.tell();
         ops_drain.begin();
         drop(timeout(OPS_DRAIN, all(&mut ops)).await);
         info!(complete = drained == Drained::Completely, "drained");

@@ -37,7 +37,7 @@ use crate::{
         dispatch::{Dispatch, Dispatched},
     },
     ops::{
-        log::milliseconds,
+        log::{Limiter, milliseconds},
         metrics::{ForWebhook, Metrics},
     },
     upstream::Failure,
@@ -71,6 +71,8 @@ pub struct Gate {
     pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// Limits the lines that strangers cause.
+    pub strangers: Arc<Limiter>,
     /// What requests to a path that is not configured count.
     pub unrouted: Arc<ForWebhook>,
     /// Which thread this is: see [`crate::upstream::Upstream::new`].

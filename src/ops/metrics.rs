@@ -32,6 +32,7 @@ pub struct Metrics {
     secret_last_used: Family<SecretLabels, Gauge<f64, AtomicU64>>,
     reload_success: Gauge,
     reloads: Family<ReloadLabels, Counter>,
+    unreadable: [Counter; Unreadable::ALL.len()],
     queue: Option<QueueMetrics>,
     /// Requests being served.
     pub inflight_requests: Gauge,
@@ -49,6 +50,52 @@ struct QueueMetrics {
     bytes: Gauge,
     max_bytes: Gauge,
     dead_dropped: Counter,
+}
+
+/// What did not get as far as a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreadable {
+    /// A TLS handshake that failed, or TLS where plain HTTP is spoken.
+    Tls,
+    /// The PROXY protocol.
+    ProxyProtocol,
+    /// HTTP/2 from the first byte on.
+    Http2,
+    /// A head longer than `max_header`.
+    TooLarge,
+    /// More headers than are read.
+    TooManyHeaders,
+    /// Something else that is not HTTP/1.
+    Syntax,
+    /// A head, or a handshake, that was not complete in time.
+    Timeout,
+}
+
+impl Unreadable {
+    /// Every reason.
+    pub const ALL: [Self; 7] = [
+        Self::Tls,
+        Self::ProxyProtocol,
+        Self::Http2,
+        Self::TooLarge,
+        Self::TooManyHeaders,
+        Self::Syntax,
+        Self::Timeout,
+    ];
+
+    /// Its label.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::ProxyProtocol => "proxy_protocol",
+            Self::Http2 => "http2",
+            Self::TooLarge => "too_large",
+            Self::TooManyHeaders => "too_many_headers",
+            Self::Syntax => "syntax",
+            Self::Timeout => "timeout",
+        }
+    }
 }
 
 /// The result of an attempt. Directly, an attempt is delivered or failed; from a queue, what is not delivered is tried
@@ -108,6 +155,11 @@ struct ReloadLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SecretLabels {
     webhook: String,
     secret: String,
@@ -118,8 +170,11 @@ impl Metrics {
     #[must_use]
     pub fn new() -> Self {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
+        let unreadable = Family::<ReasonLabels, Counter>::default();
         let mut metrics = Self {
             registry: Registry::with_prefix("hookgate"),
+            unreadable: Unreadable::ALL
+                .map(|reason| unreadable.get_or_create(&ReasonLabels { reason: reason.label() }).clone()),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
             inflight_bytes: Gauge::default(),
@@ -142,6 +197,7 @@ impl Metrics {
         registry.register("inflight_requests", "Requests being served", metrics.inflight_requests.clone());
         registry.register("inflight_bytes", "Bytes of bodies being held", metrics.inflight_bytes.clone());
         registry.register("connections", "Open connections of senders", metrics.connections.clone());
+        registry.register("unreadable", "What came and could not be read as a request", unreadable);
         registry.register("attempts", "Attempts to deliver by result", metrics.attempts.clone());
         registry.register(
             "attempt_duration_seconds",
@@ -276,6 +332,14 @@ impl Metrics {
         queue.dead_dropped.inc_by(dead_dropped.saturating_sub(queue.dead_dropped.get()));
     }
 
+    /// Counts what could not be read as a request.
+    pub fn unreadable(&self, reason: Unreadable) {
+        let mut counters = Unreadable::ALL.iter().zip(&self.unreadable);
+        if let Some((_, counter)) = counters.find(|(known, _)| **known == reason) {
+            counter.inc();
+        }
+    }
+
     /// Counts a reload of the configuration.
     pub fn reload(&self, success: bool) {
         let [done, failed] = RELOADS;
@@ -371,6 +435,7 @@ mod tests {
         webhook.secret_used(0, UNIX_EPOCH + Duration::from_secs(1_778_653_144));
         metrics.destination("esc", "app").attempt(AttemptResult::Failed, Duration::from_millis(3));
         metrics.connections.inc();
+        metrics.unreadable(Unreadable::Http2);
         let text = metrics.text(7);
         for line in [
             r#"hookgate_requests_total{webhook="esc",outcome="filtered"} 1"#,
@@ -380,6 +445,8 @@ mod tests {
             r#"hookgate_attempts_total{webhook="esc",destination="app",result="failed"} 1"#,
             r#"hookgate_attempt_duration_seconds_count{webhook="esc",destination="app"} 1"#,
             r#"hookgate_secret_last_used_timestamp_seconds{webhook="esc",secret="new"} 1778653144.0"#,
+            r#"hookgate_unreadable_total{reason="http2"} 1"#,
+            r#"hookgate_unreadable_total{reason="timeout"} 0"#,
             "hookgate_inflight_requests 0",
             "hookgate_inflight_bytes 7",
             "hookgate_connections 1",
