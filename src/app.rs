@@ -52,6 +52,7 @@ use crate::{
         route::Routes,
         server::{self, Drain, Handler},
         tls as server_tls,
+        unreadable::Unreadable,
     },
     ops::{
         health::Readiness,
@@ -158,6 +159,9 @@ impl App {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
         let queued = config.queue.is_some();
         let metrics = Arc::new(if queued { Metrics::with_queue() } else { Metrics::new() });
+        for what in Unreadable::ALL {
+            metrics.unreadable(what.label(), 0);
+        }
         let upstream_lanes = if queued { queue::LANE + 1 } else { lanes };
         let routes = routes(
             config.webhooks.into_iter().map(|webhook| webhook.settings),
@@ -189,6 +193,7 @@ impl App {
                 ),
             },
             dispatch: Arc::new(dispatch),
+            strangers: Arc::default(),
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,
                 Outcome::all().map(Outcome::label),
@@ -242,6 +247,12 @@ impl App {
         let (drain, ops_drain) = (Drain::default(), Drain::default());
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
+        let strangers = Arc::clone(&self.gate.strangers);
+        let mut telling = JoinSet::new();
+        telling.spawn({
+            let strangers = Arc::clone(&strangers);
+            async move { strangers.tell_every_second().await }
+        });
         let mut ops = JoinSet::new();
         let answers = Ops { readiness: readiness.clone(), gate: self.gate.clone() };
         ops::spawn(self.ops, answers, ops_drain.clone(), over.clone(), &mut ops);
@@ -307,6 +318,7 @@ impl App {
         {
             drained = Drained::CutOff;
         }
+        strangers.tell();
         ops_drain.begin();
         drop(timeout(OPS_DRAIN, all(&mut ops)).await);
         info!(complete = drained == Drained::Completely, "drained");

@@ -14,6 +14,7 @@ pub mod rejection;
 pub mod route;
 pub mod server;
 pub mod tls;
+pub mod unreadable;
 
 pub use body::Budget;
 pub use connection::Shared;

@@ -22,7 +22,8 @@ use crate::{
         crowd::Crowd,
         listener::Listener,
         receive::Gate,
-        server::{self, Drain, Handler},
+        server::{self, Drain, Handler, Peer},
+        unreadable::Unreadable,
     },
     ops::health::{self, Readiness},
 };
@@ -75,4 +76,6 @@ impl Handler for Ops {
     fn connection(&self, _opened: bool) {}
 
     fn evicted(&self) {}
+
+    fn unreadable(&self, _: Unreadable, _: &str, _: Peer) {}
 }

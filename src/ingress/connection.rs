@@ -6,6 +6,8 @@
 //! here: it is the request's, see [`super::body`].
 
 use std::{
+    borrow::Cow,
+    error::Error as _,
     future::poll_fn,
     io,
     pin::{Pin, pin},
@@ -27,6 +29,7 @@ use super::{
     crowd::Place,
     framing::Framing,
     server::{Peer, Settings},
+    unreadable::{Beginning, Unreadable},
 };
 use crate::deadline::Deadline;
 
@@ -85,6 +88,11 @@ impl Shared {
             cut: AtomicBool::default(),
             deadline: Mutex::default(),
         }
+    }
+
+    /// Who sends.
+    pub(super) const fn peer(&self) -> Peer {
+        self.peer
     }
 
     /// The address and port of the sender, where it has them.
@@ -234,6 +242,7 @@ pub(super) enum GivenUp {
 pub(super) struct Guarded<T> {
     socket: T,
     shared: Arc<Shared>,
+    beginning: Beginning,
     framing: Framing,
     header_timeout: Duration,
     idle_timeout: Duration,
@@ -265,6 +274,7 @@ impl<T> Guarded<T> {
         Self {
             socket,
             shared,
+            beginning: Beginning::default(),
             framing: Framing::default(),
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
@@ -281,7 +291,10 @@ impl<T> Guarded<T> {
     fn received(&mut self, bytes: &[u8], all: bool) {
         match self.shared.phase() {
             Phase::Idle => self.begin_head(),
-            Phase::Opened => self.shared.enter(Phase::Head),
+            Phase::Opened => {
+                self.shared.enter(Phase::Head);
+                self.beginning.keep(bytes);
+            }
             Phase::Head | Phase::Request | Phase::Answer => {}
         }
         self.framing.feed(bytes);
@@ -290,6 +303,22 @@ impl<T> Guarded<T> {
         if let Some(request) = self.framing.ambiguous_from() {
             self.shared.ambiguous.store(request, Relaxed);
         }
+    }
+
+    /// What could not be read, where that is why hyper gave up, and what there is to say about it.
+    pub(super) fn unreadable(&self, error: &hyper::Error) -> Option<(Unreadable, Cow<'static, str>)> {
+        let timed_out = || {
+            let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+            source.is_some_and(|source| source.kind() == io::ErrorKind::TimedOut)
+        };
+        let what = if error.is_parse() {
+            Unreadable::of_head(&self.beginning, error.is_parse_too_large(), self.framing.most_headers())
+        } else if self.shared.phase() == Phase::Head && timed_out() {
+            Unreadable::Timeout
+        } else {
+            return None;
+        };
+        Some((what, what.about_head(&self.beginning)))
     }
 
     /// The first bytes of a head are there. Its time begins when the others have to be waited for, which most heads

@@ -18,6 +18,8 @@ pub struct Framing {
     ended: u64,
     /// The first head that can be read in two ways, counted from 1.
     ambiguous: Option<u64>,
+    /// The most header lines that a head had so far.
+    headers: u32,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -35,6 +37,7 @@ enum Place {
 #[derive(Debug, Default, Clone, Copy)]
 struct Head {
     begun: bool,
+    headers: u32,
     length: Option<u64>,
     encodings: u8,
 }
@@ -92,6 +95,11 @@ impl Framing {
         }
     }
 
+    /// The most header lines that a head had so far, the one that has not ended included.
+    pub(crate) const fn most_headers(&self) -> u32 {
+        self.headers
+    }
+
     /// Whether a head has begun and not ended.
     pub(crate) const fn is_within_head(&self) -> bool {
         matches!(self.place, Place::Head) && (self.head.begun || !self.rest.is_empty())
@@ -131,7 +139,11 @@ impl Framing {
             }
         } else if !self.head.begun {
             self.head.begun = true;
-        } else if let Some(value) = value_of(line, b"content-length") {
+            return;
+        }
+        self.head.headers = self.head.headers.saturating_add(1);
+        self.headers = self.headers.max(self.head.headers);
+        if let Some(value) = value_of(line, b"content-length") {
             let shortened = line.len() + 1 >= KEPT;
             let length = str::from_utf8(value).ok().and_then(|digits| digits.trim_ascii().parse().ok());
             let length = length.filter(|_| !shortened);

@@ -28,7 +28,8 @@ use super::{
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
-    server::Handler,
+    server::{Handler, Peer},
+    unreadable::Unreadable,
 };
 use crate::{
     delivery::{
@@ -37,7 +38,7 @@ use crate::{
         dispatch::{Dispatch, Dispatched},
     },
     ops::{
-        log::milliseconds,
+        log::{Limiter, milliseconds},
         metrics::{ForWebhook, Metrics},
     },
     upstream::Failure,
@@ -71,6 +72,8 @@ pub struct Gate {
     pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// Limits the lines that strangers cause.
+    pub strangers: Arc<Limiter>,
     /// What requests to a path that is not configured count.
     pub unrouted: Arc<ForWebhook>,
     /// Which thread this is: see [`crate::upstream::Upstream::new`].
@@ -153,6 +156,19 @@ impl Handler for Gate {
 
     fn evicted(&self) {
         self.metrics.connections_evicted.inc();
+    }
+
+    fn unreadable(&self, what: Unreadable, about: &str, peer: Peer) {
+        self.metrics.unreadable(what.label(), 1);
+        if self.strangers.admits("unreadable") {
+            let address = peer.map(|peer| peer.to_string());
+            info!(
+                looks_like = what.label(),
+                client.address = address,
+                reason = about,
+                "cannot be read as a request"
+            );
+        }
     }
 }
 

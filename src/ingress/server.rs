@@ -35,6 +35,7 @@ use super::{
     crowd::{Crowd, Place},
     listener::{Address, Listener, is_the_connections_own},
     tls::Tls,
+    unreadable::Unreadable,
 };
 
 /// `[server]`: listener and limits. The defaults are those of the configuration.
@@ -150,6 +151,9 @@ pub trait Handler: Clone + Send + Sync + 'static {
 
     /// A connection was asked to give its place to a newcomer.
     fn evicted(&self);
+
+    /// Something came that could not be read as a request; `about` says what, and what to do about it.
+    fn unreadable(&self, what: Unreadable, about: &str, peer: Peer);
 }
 
 /// Serves connections until the drain begins, then until they are done or cut.
@@ -330,8 +334,14 @@ impl<H: Handler> Server<H> {
                 let Some(shaken) = shaken else { return debug!("a TLS handshake gave way to a newcomer") };
                 match shaken {
                     Ok(Ok(socket)) => Box::pin(self.connection(socket, peer, place)).await,
-                    Ok(Err(error)) => debug!(%error, "a TLS handshake failed"),
-                    Err(_elapsed) => debug!("a TLS handshake took longer than `header_timeout`"),
+                    Ok(Err(error)) => {
+                        let about = format!("the TLS handshake failed: {error}");
+                        self.handler.unreadable(Unreadable::Tls, &about, peer);
+                    }
+                    Err(_elapsed) => {
+                        let about = "a TLS handshake that was not complete within `header_timeout`";
+                        self.handler.unreadable(Unreadable::Timeout, about, peer);
+                    }
                 }
             }
         }
@@ -372,6 +382,22 @@ impl<H: Handler> Server<H> {
         }
     }
 
+    /// Tells of what could not be read as a request.
+    async fn cannot_read<S>(&self, mut socket: Guarded<S>, error: &hyper::Error, peer: Peer)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some((what, about)) = socket.unreadable(error) else { return };
+        self.handler.unreadable(what, &about, peer);
+        if what == Unreadable::Http2 {
+            let farewell = async {
+                socket.write_all(BAD_REQUEST).await?;
+                socket.shutdown().await
+            };
+            drop(timeout(FAREWELL, farewell).await);
+        }
+    }
+
     /// Serves a connection until it ends, or rests.
     async fn serve_until_rest<S>(&self, socket: Guarded<S>, shared: &Arc<Shared>) -> Option<Guarded<S>>
     where
@@ -396,21 +422,26 @@ impl<H: Handler> Server<H> {
                 .max_buf_size(self.settings.max_header.max(READ_BUFFER))
                 .serve_connection(TokioIo::new(socket), service),
         );
-        // What a connection's end says about its peer is of no use: requests were answered and logged.
         let resting = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
-            Poll::Ready(_) => Poll::Ready(false),
-            Poll::Pending if shared.rests() => Poll::Ready(true),
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending if shared.rests() => Poll::Ready(None),
             Poll::Pending => Poll::Pending,
         });
         tokio::select! {
             biased;
-            rests = resting => {
-                return rests.then(|| {
-                    let parts = connection.into_parts();
-                    let mut socket = parts.io.into_inner();
-                    socket.put_back(parts.read_buf);
-                    socket
-                });
+            ended = resting => {
+                let parts = connection.into_parts();
+                let mut socket = parts.io.into_inner();
+                match ended {
+                    None => {
+                        socket.put_back(parts.read_buf);
+                        return Some(socket);
+                    }
+                    // Other ends are of no use: the requests were answered and logged.
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => self.cannot_read(socket, &error, shared.peer()).await,
+                }
+                return None;
             }
             () = self.drain.begun() => {}
         }
@@ -433,6 +464,9 @@ impl<H: Handler> Server<H> {
         None
     }
 }
+
+/// The answer to HTTP/2, which hyper ends without one.
+const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
 /// The most that is read of a body at once, in bytes.
 const READ_BUFFER: usize = 16 << 10;
@@ -477,6 +511,8 @@ mod tests {
         fn connection(&self, _: bool) {}
 
         fn evicted(&self) {}
+
+        fn unreadable(&self, _: Unreadable, _: &str, _: Peer) {}
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,6 +4,7 @@
 //! or is closed never holds up the service. What does not fit is counted and said when there is room again.
 
 mod json;
+mod limit;
 mod sink;
 
 use std::{fmt, time::Duration};
@@ -11,6 +12,7 @@ use std::{fmt, time::Duration};
 use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry, reload};
 
+pub use limit::Limiter;
 pub use sink::{Flush, Sink};
 
 /// `[log]`.

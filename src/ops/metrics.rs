@@ -32,6 +32,7 @@ pub struct Metrics {
     secret_last_used: Family<SecretLabels, Gauge<f64, AtomicU64>>,
     reload_success: Gauge,
     reloads: Family<ReloadLabels, Counter>,
+    unreadable: Family<ReasonLabels, Counter>,
     queue: Option<QueueMetrics>,
     /// Requests being served.
     pub inflight_requests: Gauge,
@@ -110,6 +111,11 @@ struct ReloadLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabels {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SecretLabels {
     webhook: String,
     secret: String,
@@ -122,6 +128,7 @@ impl Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
         let mut metrics = Self {
             registry: Registry::with_prefix("hookgate"),
+            unreadable: Family::default(),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
             inflight_bytes: Gauge::default(),
@@ -149,6 +156,11 @@ impl Metrics {
             "connections_evicted",
             "Connections without progress that gave their place to a newcomer",
             metrics.connections_evicted.clone(),
+        );
+        registry.register(
+            "unreadable",
+            "What came and could not be read as a request",
+            metrics.unreadable.clone(),
         );
         registry.register("attempts", "Attempts to deliver by result", metrics.attempts.clone());
         registry.register(
@@ -284,6 +296,11 @@ impl Metrics {
         queue.dead_dropped.inc_by(dead_dropped.saturating_sub(queue.dead_dropped.get()));
     }
 
+    /// Counts what could not be read as a request. With 0 it is only there from then on.
+    pub fn unreadable(&self, reason: &'static str, count: u64) {
+        self.unreadable.get_or_create(&ReasonLabels { reason }).inc_by(count);
+    }
+
     /// Counts a reload of the configuration.
     pub fn reload(&self, success: bool) {
         let [done, failed] = RELOADS;
@@ -379,6 +396,8 @@ mod tests {
         webhook.secret_used(0, UNIX_EPOCH + Duration::from_secs(1_778_653_144));
         metrics.destination("esc", "app").attempt(AttemptResult::Failed, Duration::from_millis(3));
         metrics.connections.inc();
+        metrics.unreadable("http2", 1);
+        metrics.unreadable("timeout", 0);
         let text = metrics.text(7);
         for line in [
             r#"hookgate_requests_total{webhook="esc",outcome="filtered"} 1"#,
@@ -388,6 +407,8 @@ mod tests {
             r#"hookgate_attempts_total{webhook="esc",destination="app",result="failed"} 1"#,
             r#"hookgate_attempt_duration_seconds_count{webhook="esc",destination="app"} 1"#,
             r#"hookgate_secret_last_used_timestamp_seconds{webhook="esc",secret="new"} 1778653144.0"#,
+            r#"hookgate_unreadable_total{reason="http2"} 1"#,
+            r#"hookgate_unreadable_total{reason="timeout"} 0"#,
             "hookgate_inflight_requests 0",
             "hookgate_inflight_bytes 7",
             "hookgate_connections 1",

@@ -58,3 +58,5 @@ mod support;
 mod tls;
 #[cfg(test)]
 mod unix;
+#[cfg(test)]
+mod unreadable;
