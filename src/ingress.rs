@@ -13,6 +13,7 @@ pub mod rejection;
 pub mod route;
 pub mod server;
 pub mod tls;
+mod trace;
 
 pub use body::Budget;
 pub use connection::Shared;
