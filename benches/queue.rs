@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{Attempt, Delivery, Enqueued, Policy, Queue, Recipient, Retention, sqlite::Sqlite},
 };
 use hyper::header::HeaderValue;
@@ -232,7 +232,7 @@ fn delivery() -> Delivery {
         webhook: "esc".into(),
         parcel: Parcel {
             body: bytes(BODY),
-            content_type: HeaderValue::from_static("application/json"),
+            content_type: MediaType::Json,
             id,
             kind: HeaderValue::from_static("environment_revision"),
             signature: HeaderValue::from_static(

@@ -45,7 +45,7 @@ use std::{
 use async_nats::jetstream;
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{
         Delivery, Enqueued, Health, Policy, Queue, Retention,
         nats::{Nats, Settings},
@@ -357,7 +357,7 @@ fn delivery(signature: &str) -> Delivery {
         webhook: "bench".into(),
         parcel: Parcel {
             body: body(BODY).into(),
-            content_type: value("application/json"),
+            content_type: MediaType::Json,
             id: value(&id()),
             kind: value(event().sample_kind()),
             signature: value(signature),

@@ -14,6 +14,7 @@ pub mod rejection;
 pub mod route;
 pub mod server;
 pub mod tls;
+mod trace;
 pub mod unreadable;
 
 pub use body::Budget;

@@ -8,6 +8,7 @@ pub mod secret;
 pub mod signature;
 
 pub mod headers;
+pub mod media_type;
 
 pub mod event;
 pub mod payload;

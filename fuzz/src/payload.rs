@@ -9,7 +9,7 @@ use bytes::Bytes;
 use hookgate::webhook::{
     event::{Event, Field, Kind, MARKERS, Mark},
     headers::{DeliveryId, EventKind},
-    payload::{Agreement, Delivery, PayloadError},
+    payload::{Agreement, Delivery, Mismatch, PayloadError, Tag},
     secret::Secret,
     signature::{Key, Signature, VerifiedBody, Verifier, sign},
 };
@@ -35,14 +35,21 @@ pub fn run(bytes: &[u8]) {
     if let Some(fields) = Kind::find(kind.as_str()).and_then(|known| known.fields) {
         let proven = agrees(&value, fields, kind.as_str() == "ping");
         assert_eq!(delivery.agreement == Agreement::Proven, proven, "{:?}", delivery.agreement);
+    } else if Event::find(kind.as_str()).is_some_and(|event| event.is_published()) {
+        assert_eq!(delivery.agreement, Agreement::Differs(Mismatch::FilterName));
     } else {
         assert_eq!(delivery.agreement, Agreement::Unpublished);
     }
     assert_eq!(delivery.organization(), value["organization"]["githubLogin"].as_str());
-    assert_eq!(delivery.tag(), value["tagName"].as_str());
+    match delivery.tag() {
+        Tag::Named(tag) => assert_eq!(value["tagName"].as_str(), Some(tag)),
+        Tag::None => assert!(value["tagName"].is_null()),
+        Tag::Unreadable => assert!(!value["tagName"].is_string()),
+    }
     let environment = value["projectName"].as_str().zip(value["environmentName"].as_str());
     assert_eq!(delivery.environment(), environment);
     if let Some(event) = delivery.event() {
+        assert!(!matches!(delivery.agreement, Agreement::Differs(_)), "{} is claimed", event.name);
         assert!(shows(event, kind.as_str(), &value), "{} is not told by it", event.name);
     }
 }

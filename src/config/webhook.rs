@@ -262,7 +262,9 @@ pub(super) fn events(item: &Item<'_>, scope: Option<Scope>) -> Option<Events> {
                     EventError::OutOfScope { .. } => {
                         item.mistake(format_args!("{error}; remove it, or correct `scope`"));
                     }
-                    EventError::Unknown { .. } | EventError::MalformedKind { .. } => item.mistake(error),
+                    EventError::Unknown { .. }
+                    | EventError::MalformedKind { .. }
+                    | EventError::FilterAsKind { .. } => item.mistake(error),
                 }
             }
         }

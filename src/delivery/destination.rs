@@ -13,6 +13,9 @@ use crate::{
     webhook::{filter::Events, headers, payload::Delivery},
 };
 
+/// Part of a [`Parcel`].
+pub use crate::webhook::media_type::MediaType;
+
 /// One configured `[[webhook.destination]]`.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -93,13 +96,13 @@ pub struct Destination {
 pub struct Parcel {
     /// The verified bytes.
     pub body: Bytes,
-    /// `Content-Type` as received.
-    pub content_type: HeaderValue,
+    /// What `Content-Type` says: one of two fixed values, never the sender's bytes.
+    pub content_type: MediaType,
     /// `Pulumi-Webhook-ID` as received.
     pub id: HeaderValue,
     /// `Pulumi-Webhook-Kind` as received.
     pub kind: HeaderValue,
-    /// `Pulumi-Webhook-Signature` as received.
+    /// `Pulumi-Webhook-Signature`, in lower case.
     pub signature: HeaderValue,
     /// The filter's name where there is one, else the kind.
     pub event: HeaderValue,
@@ -164,7 +167,7 @@ impl Destination {
         };
         let (mut number, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
         let own = [
-            ("content-type", parcel.content_type.as_bytes()),
+            ("content-type", parcel.content_type.as_str().as_bytes()),
             (headers::ID, parcel.id.as_bytes()),
             (headers::KIND, parcel.kind.as_bytes()),
             (headers::SIGNATURE, parcel.signature.as_bytes()),

@@ -5,7 +5,7 @@ use wildmatch::WildMatch;
 use super::{
     event::{EVENTS, Event, Group, KINDS, Kind, PING, Scope},
     headers::{EventKind, Malformed},
-    payload::{Agreement, Delivery, EventSet, Mismatch},
+    payload::{Agreement, Delivery, EventSet, Mismatch, Tag},
 };
 
 /// What a webhook wants, as configured.
@@ -17,7 +17,7 @@ pub struct Filter {
     pub organization: Option<String>,
     /// The wanted environments, as `project/environment`. `None`: all, and events without an environment too.
     pub environments: Option<Globs>,
-    /// The wanted tags. `None`: all. Events without a tag are not touched by it.
+    /// The wanted tags. `None`: all. Events without a tag always pass.
     pub tags: Option<Globs>,
     /// What becomes of a payload that does not fit its kind.
     pub kind_check: KindCheck,
@@ -53,6 +53,8 @@ pub enum Verdict {
 pub enum Unwanted {
     /// Its event is not among `events`.
     Event,
+    /// Of its kind only filters are wanted, and as its payload is not that of the kind, it fits none.
+    Misfit,
     /// Its environment fits none of `environments`, or it has none.
     Environment,
     /// Its tag fits none of `tags`.
@@ -65,6 +67,9 @@ impl Unwanted {
     pub const fn reason(self) -> &'static str {
         match self {
             Self::Event => "the event is not among the webhook's `events`",
+            Self::Misfit => {
+                "the payload does not fit its kind, so no filter in the webhook's `events` matches it"
+            }
             Self::Environment => "the environment is not among the webhook's `environments`",
             Self::Tag => "the tag is not among the webhook's `tags`",
         }
@@ -78,7 +83,9 @@ impl Filter {
         match delivery.agreement {
             // Where an organization is pinned, a payload without one has the wrong one.
             Agreement::Differs(Mismatch::NoOrganization) if self.organization.is_some() => {}
-            Agreement::Differs(mismatch) if self.kind_check == KindCheck::Enforce => {
+            Agreement::Differs(mismatch)
+                if self.kind_check == KindCheck::Enforce || mismatch == Mismatch::FilterName =>
+            {
                 return Verdict::KindMismatch(mismatch);
             }
             Agreement::Differs(_) | Agreement::Proven | Agreement::Unpublished => {}
@@ -91,7 +98,13 @@ impl Filter {
             return Verdict::WrongOrganization;
         }
         if !self.events.contain(delivery) {
-            return if ping { Verdict::Pong } else { Verdict::Ignore(Unwanted::Event) };
+            return match delivery.agreement {
+                _ if ping => Verdict::Pong,
+                Agreement::Differs(_) if self.events.have_filter_of(delivery.kind) => {
+                    Verdict::Ignore(Unwanted::Misfit)
+                }
+                _ => Verdict::Ignore(Unwanted::Event),
+            };
         }
         if let Some(wanted) = &self.environments
             && !ping
@@ -99,9 +112,12 @@ impl Filter {
         {
             return Verdict::Ignore(Unwanted::Environment);
         }
-        if let (Some(wanted), Some(tag)) = (&self.tags, delivery.tag())
-            && !wanted.match_name(tag)
-        {
+        let wants = |tags: &Globs| match delivery.tag() {
+            Tag::None => true,
+            Tag::Named(tag) => tags.match_tag(tag),
+            Tag::Unreadable => false,
+        };
+        if self.tags.as_ref().is_some_and(|tags| !wants(tags)) {
             return Verdict::Ignore(Unwanted::Tag);
         }
         Verdict::Forward
@@ -125,8 +141,18 @@ impl Globs {
         self.0.iter().any(|pattern| pattern.matches(name))
     }
 
+    /// Whether one of the patterns fits an environment. None fits what cannot be one in Pulumi: a name that is empty, or
+    /// has other characters than letters, digits, `-`, `_` and `.`. So whatever a `*` spans, there is one `/`, and
+    /// it stands between project and environment.
     fn match_path(&self, project: &str, name: &str) -> bool {
-        self.match_name(&[project, name].join("/"))
+        let usual = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let is_name = |name: &str| !matches!(name, "" | "." | "..") && name.bytes().all(usual);
+        is_name(project) && is_name(name) && self.match_name(&[project, name].join("/"))
+    }
+
+    /// Whether one of the patterns fits a tag. None fits an empty one, and one with control characters.
+    fn match_tag(&self, tag: &str) -> bool {
+        !tag.is_empty() && !tag.contains(char::is_control) && self.match_name(tag)
     }
 }
 
@@ -159,6 +185,14 @@ pub enum EventError {
     MalformedKind {
         /// The name as configured.
         name: String,
+    },
+    /// What follows `kind:` is a filter, which never comes as a kind.
+    #[error(
+        "`kind:{filter}` matches nothing: `{filter}` is the name of a filter, not of a kind; write `{filter}`"
+    )]
+    FilterAsKind {
+        /// The filter's name.
+        filter: String,
     },
     /// Webhooks of the configured scope never send it.
     #[error("`{name}` is never sent by a webhook on {}: only by one on {}", article(*.scope), .senders.join(" or "))]
@@ -207,6 +241,9 @@ impl Events {
         if let Some(kind) = name.strip_prefix("kind:") {
             EventKind::parse(kind.as_bytes())
                 .map_err(|Malformed| EventError::MalformedKind { name: name.into() })?;
+            if Kind::find(kind).is_none() && Event::find(kind).is_some_and(Event::is_published) {
+                return Err(EventError::FilterAsKind { filter: kind.into() });
+            }
             if let Some(known) = Kind::find(kind) {
                 out_of_scope(name, scope, EVENTS.iter().filter(|event| event.kind == Some(known.name)))?;
             }
@@ -247,6 +284,11 @@ impl Events {
             || self.filters.intersects(delivery.events)
             || self.kinds.iter().any(|wanted| wanted == kind)
             || self.kind_prefixes.iter().any(|prefix| kind.starts_with(prefix))
+    }
+
+    /// Whether a filter of this kind is among them.
+    fn have_filter_of(&self, kind: EventKind<'_>) -> bool {
+        self.filters().any(|event| event.kind == Some(kind.as_str()))
     }
 
     /// Whether `*` is among them.

@@ -5,13 +5,11 @@
 //! kind. `null` counts as absent.
 
 mod member;
+mod object;
 
-use std::{mem::discriminant, sync::LazyLock};
+use std::{fmt, mem::discriminant, sync::LazyLock};
 
-use serde::{
-    Deserialize,
-    de::{MapAccess, value::MapAccessDeserializer},
-};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
 use super::{
     event::{EVENTS, Event, Field, KINDS, Kind, MARKERS, Mark},
@@ -19,6 +17,7 @@ use super::{
     signature::VerifiedBody,
 };
 use member::{Counts, Integer, Integers, Member, Shape, State, Text};
+use object::object;
 
 /// A verified delivery that was read: what it says it is, and whether the signed payload bears that out.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub struct Delivery<'a> {
     pub kind: EventKind<'a>,
     /// Whether the payload proves the kind.
     pub agreement: Agreement,
-    /// The filters that it fits.
+    /// The filters that it fits. None where the payload is not that of the claimed kind.
     pub events: EventSet,
     payload: Payload<'a>,
 }
@@ -57,6 +56,10 @@ pub enum Mismatch {
     /// A member marks another kind.
     #[error("the payload has `{0}`, which this kind does not have")]
     Foreign(&'static str),
+    /// The kind is the name of a filter, such as `environment_deleted`. Pulumi never sends one, and the service must
+    /// not take it for the event of that name.
+    #[error("the kind is the name of a filter, which Pulumi does not send as a kind")]
+    FilterName,
     /// The payload names no organization.
     #[error("the payload has no `organization` with a `githubLogin`")]
     NoOrganization,
@@ -99,10 +102,19 @@ impl<'a> Delivery<'a> {
         let known = Kind::find(kind.as_str());
         let agreement = match known.map(|known| (known, known.fields)) {
             Some((known, Some(fields))) => payload.compare(known, fields),
+            None if Event::find(kind.as_str()).is_some_and(Event::is_published) => {
+                Agreement::Differs(Mismatch::FilterName)
+            }
             _ => Agreement::Unpublished,
         };
-        let candidates = known.map_or(EventSet::ALL, EventSet::of_kind);
-        let events = candidates.filter(|event| payload.shows(event, kind.as_str()));
+        let events = match agreement {
+            // It is no more than a claim that this is the kind, so nothing in it stands for one of the kind's filters.
+            Agreement::Differs(_) => EventSet::default(),
+            Agreement::Proven | Agreement::Unpublished => {
+                let candidates = known.map_or(EventSet::ALL, EventSet::of_kind);
+                candidates.filter(|event| payload.shows(event, kind.as_str()))
+            }
+        };
         Ok(Self { id, kind, agreement, events, payload })
     }
 
@@ -118,12 +130,12 @@ impl<'a> Delivery<'a> {
         Some((self.payload.project_name.text()?, self.payload.environment_name.text()?))
     }
 
-    /// The number of the revision that the delivery is about. Of the kind `environment_revision` only: a tag may be
-    /// moved to a lower one.
+    /// The number of the revision that the delivery is about. Of the kind `environment_revision` only, and proven: a tag
+    /// may be moved to a lower one.
     #[must_use]
     pub fn revision(&self) -> Option<u64> {
         let number = |Integer(number): &Integer| *number;
-        if self.kind.as_str() == "environment_revision" {
+        if self.kind.as_str() == "environment_revision" && self.agreement == Agreement::Proven {
             self.payload.revision.get().and_then(number)
         } else {
             None
@@ -132,8 +144,14 @@ impl<'a> Delivery<'a> {
 
     /// The tag that the payload is about.
     #[must_use]
-    pub fn tag(&self) -> Option<&str> {
-        self.payload.tag_name.text()
+    pub fn tag(&self) -> Tag<'_> {
+        let has_tags = || Kind::find(self.kind.as_str()).and_then(|kind| kind.fields).unwrap_or_default();
+        match &self.payload.tag_name {
+            Member::Is(text) => Tag::Named(text.as_str()),
+            Member::Null if self.agreement == Agreement::Proven => Tag::None,
+            Member::Absent if !has_tags().contains(&Field::TagName) => Tag::None,
+            Member::Absent | Member::Null | Member::Wrong => Tag::Unreadable,
+        }
     }
 
     /// Whether it is a ping, proven by its payload.
@@ -146,11 +164,19 @@ impl<'a> Delivery<'a> {
     /// of the claimed kind.
     #[must_use]
     pub fn event(&self) -> Option<&'static Event> {
-        match self.agreement {
-            Agreement::Proven | Agreement::Unpublished => self.events.iter().next(),
-            Agreement::Differs(_) => None,
-        }
+        self.events.iter().next()
     }
+}
+
+/// What a payload says about a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag<'a> {
+    /// It is about none.
+    None,
+    /// It is about the tag of this name.
+    Named(&'a str),
+    /// Its `tagName` is not text, or is missing although the kind has one.
+    Unreadable,
 }
 
 /// A set of filters.
@@ -209,82 +235,72 @@ impl EventSet {
     }
 }
 
-/// The members of a payload that tell kinds, filters and scopes apart.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Payload<'a> {
-    #[serde(borrow)]
-    organization: Member<Organization<'a>>,
-    #[serde(borrow)]
-    project_name: Member<Text<'a>>,
-    #[serde(borrow)]
-    environment_name: Member<Text<'a>>,
-    #[serde(borrow)]
-    stack_name: Member<Text<'a>>,
-    #[serde(borrow)]
-    action: Member<Text<'a>>,
-    revision: Member<Integer>,
-    #[serde(borrow)]
-    tag_name: Member<Text<'a>>,
-    affected_revisions: Member<Integers>,
-    #[serde(borrow)]
-    imported_environment_reference: Member<Reference<'a>>,
-    #[serde(borrow)]
-    update_url: Member<Text<'a>>,
-    #[serde(borrow)]
-    kind: Member<Text<'a>>,
-    #[serde(borrow)]
-    result: Member<Text<'a>>,
-    resource_changes: Member<Counts>,
-    is_preview: Member<bool>,
-    #[serde(borrow)]
-    deployment_url: Member<Text<'a>>,
-    version: Member<Integer>,
-    #[serde(borrow)]
-    operation: Member<Text<'a>>,
-    #[serde(borrow)]
-    status: Member<Text<'a>>,
-    drift_detected: Member<bool>,
-    #[serde(borrow)]
-    drift_run_id: Member<Text<'a>>,
-    #[serde(borrow)]
-    reference_url: Member<Text<'a>>,
-    timestamp: Member<Integer>,
-    #[serde(borrow)]
-    message: Member<Text<'a>>,
+object! {
+    /// The members of a payload that tell kinds, filters and scopes apart.
+    struct Payload<'a> {
+        organization "organization": Organization<'a>,
+        project_name "projectName": Text<'a>,
+        environment_name "environmentName": Text<'a>,
+        stack_name "stackName": Text<'a>,
+        action "action": Text<'a>,
+        revision "revision": Integer,
+        tag_name "tagName": Text<'a>,
+        affected_revisions "affectedRevisions": Integers,
+        imported_environment_reference "importedEnvironmentReference": Reference<'a>,
+        update_url "updateUrl": Text<'a>,
+        kind "kind": Text<'a>,
+        result "result": Text<'a>,
+        resource_changes "resourceChanges": Counts,
+        is_preview "isPreview": bool,
+        deployment_url "deploymentUrl": Text<'a>,
+        version "version": Integer,
+        operation "operation": Text<'a>,
+        status "status": Text<'a>,
+        drift_detected "driftDetected": bool,
+        drift_run_id "driftRunId": Text<'a>,
+        reference_url "referenceUrl": Text<'a>,
+        timestamp "timestamp": Integer,
+        message "message": Text<'a>,
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Organization<'a> {
-    #[serde(borrow)]
-    github_login: Member<Text<'a>>,
+object! {
+    struct Organization<'a> {
+        github_login "githubLogin": Text<'a>,
+    }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Reference<'a> {
-    #[serde(borrow)]
-    project_name: Member<Text<'a>>,
-    #[serde(borrow)]
-    environment_name: Member<Text<'a>>,
-    revision: Member<Integer>,
+object! {
+    struct Reference<'a> {
+        project_name "projectName": Text<'a>,
+        environment_name "environmentName": Text<'a>,
+        revision "revision": Integer,
+    }
 }
 
 impl<'a> Payload<'a> {
     fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
         // The whole body is checked here because serde_json does not look into members that are skipped.
         let text = str::from_utf8(body).or(Err(PayloadError::NotUtf8))?;
-        // Derived readers take a sequence for a struct; Pulumi never sends one.
+        // Said by itself, since it is what a byte order mark looks like.
         if !text.trim_start_matches([' ', '\t', '\r', '\n']).starts_with('{') {
             return Err(PayloadError::NotAnObject);
         }
-        serde_json::from_str(text).map_err(|error| PayloadError::Syntax {
-            // serde_json's message can repeat a key of the body, so it stays here.
-            what: if error.is_data() { "a key given twice" } else { "wrong syntax" },
-            line: error.line(),
-            column: error.column(),
-        })
+        let read: Result<Member<Self>, _> = serde_json::from_str(text);
+        match read {
+            Ok(Member::Is(payload)) => Ok(payload),
+            Ok(_) => Err(PayloadError::NotAnObject),
+            Err(error) => Err(PayloadError::Syntax {
+                // serde_json's message can repeat the body, so it stays here.
+                what: match error.is_data() {
+                    true if error.to_string().starts_with(object::TWICE) => object::TWICE,
+                    true => object::FOLDED,
+                    false => "wrong syntax",
+                },
+                line: error.line(),
+                column: error.column(),
+            }),
+        }
     }
 
     fn compare(&self, kind: &Kind, fields: &[Field]) -> Agreement {
@@ -363,18 +379,6 @@ impl<'a> Payload<'a> {
                 [&self.action, &self.result, &self.status].iter().any(|member| member.text() == Some(end))
             }),
         }
-    }
-}
-
-impl<'de: 'a, 'a> Shape<'de> for Organization<'a> {
-    fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
-        Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
-    }
-}
-
-impl<'de: 'a, 'a> Shape<'de> for Reference<'a> {
-    fn of_object<A: MapAccess<'de>>(members: A) -> Result<Option<Self>, A::Error> {
-        Self::deserialize(MapAccessDeserializer::new(members)).map(Some)
     }
 }
 

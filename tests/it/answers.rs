@@ -355,7 +355,7 @@ fn media_types_are_compared_as_the_grammar_says() {
         "Application/JSON",
         "application/json; charset=utf-8",
         "application/json;charset=UTF-8",
-        "application/json ; a=b; c=d",
+        "application/json ; charset=\"utf-8\"",
     ] {
         println!("{media_type}");
         hookgate.send(&Delivery::good().with("Content-Type", media_type)).assert_forwarded(200);

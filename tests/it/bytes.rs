@@ -49,6 +49,51 @@ fn odd_bodies_arrive_as_they_are() {
     assert_identical(&bodies(), |delivery| delivery);
 }
 
+/// The service may read keys without regard to case, as Go's `encoding/json` does: it would take the second one.
+#[test]
+fn a_key_that_a_lax_parser_takes_for_one_that_is_read_is_refused() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).events(&["*"]).start();
+    let good = String::from_utf8(sample("environment_tag.created").body()).unwrap();
+    let first = |members: &str| good.replacen('{', &format!("{{{members},"), 1);
+    let login = "\"githubLogin\": \"crazy-adventures\"";
+    let within = |members: &str| {
+        let place = good.find("\"organization\"").unwrap();
+        let (before, behind) = good.split_at(place);
+        format!("{before}{}", behind.replacen(login, &format!("{login},{members}"), 1))
+    };
+    let refused = [
+        first("\"Organization\":{\"githubLogin\":\"evil\"}"),
+        first("\"ORGANIZATION\":null"),
+        first("\"EnvironmentName\":\"prod\""),
+        first("\"tagname\":\"other\""),
+        first("\"Action\":7"),
+        first("\"\u{212a}ind\":\"update\""),
+        first("\"\\u212aind\":\"update\""),
+        first("\"re\u{17f}ult\":\"failed\""),
+        first("\"rev\u{131}sion\":1"),
+        first("\"action\\u0000\":\"deleted\""),
+        good.replace("\"organization\"", "\"Organization\""),
+        good.replace("\"action\"", "\"ACTION\""),
+        within("\"GithubLogin\":\"evil\""),
+        within("\"github\\u004cogin\":\"evil\""),
+        within("\"githublogin\":\"evil\""),
+    ];
+    for body in refused {
+        println!("{body}");
+        assert_ne!(body, good);
+        let delivery = Delivery::new("environment_tag", body);
+        hookgate.send(&delivery).assert_refused(422, "bad_payload");
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    for body in [
+        first("\"Name\":1,\"name\":2,\"GITHUBLOGIN\":3,\"user_name\":4,\"organisation\":5"),
+        within("\"Organization\":1,\"Name\":2"),
+    ] {
+        hookgate.send(&Delivery::new("environment_tag", body)).assert_forwarded(200);
+    }
+}
+
 #[test]
 fn single_byte_chunks_arrive_as_one_body_with_a_length() {
     assert_identical(&bodies(), |delivery| delivery.chunked(&[1]));

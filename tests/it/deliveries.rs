@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{
         Attempt, Death, Delivery, Enqueued, Health, Lease, Policy, Queue, Recipient, Retention, Verdict,
         nats::{self, Nats},
@@ -356,7 +356,7 @@ async fn enqueue(queue: &dyn Queue, id: &str, webhook: &str, event: &str, destin
         webhook: webhook.to_owned(),
         parcel: Parcel {
             body: Bytes::from([id.as_bytes(), BODY].concat()),
-            content_type: header("application/json"),
+            content_type: MediaType::Json,
             id: header(id),
             kind: header(kind),
             signature: header(SIGNATURE),

@@ -372,6 +372,71 @@ fn tags_are_globs_over_the_tag_and_touch_nothing_else() {
     }
 }
 
+/// Whatever `kind_check` says: what is no text fits no pattern, and is not no tag either.
+#[test]
+fn members_of_the_wrong_type_pass_no_filter() {
+    let upstream = Upstream::always(Reply::ok());
+    let strict = |path: &str, kind_check: &str| {
+        Webhook::to(&upstream.url())
+            .at(path)
+            .events(&["environments", "kind:brand_new"])
+            .line(&format!("kind_check = {kind_check:?}"))
+            .line("organization = \"crazy-adventures\"")
+            .line("environments = [\"*\"]")
+            .line("tags = [\"*\"]")
+    };
+    let hookgate = Setup::bare().with(strict("/warn", "warn")).with(strict("/enforce", "enforce")).start();
+    let whole: serde_json::Value = serde_json::from_slice(&sample("environment_tag.created").body()).unwrap();
+    for wrong in ["5", "[\"dev\"]", "null", "{\"a\":\"b\"}", "true", "\"\"", "\"a\\u0000\""] {
+        for member in ["tagName", "projectName", "environmentName", "organization"] {
+            let mut body = whole.clone();
+            body[member] = serde_json::from_str(wrong).unwrap();
+            for (path, kind) in
+                [("/warn", "environment_tag"), ("/warn", "brand_new"), ("/enforce", "brand_new")]
+            {
+                println!("{path} {kind} {member} {wrong}");
+                let answer = hookgate.send(&Delivery::new(kind, body.to_string()).to(path));
+                if member == "organization" {
+                    answer.assert_refused(403, "wrong_organization");
+                } else {
+                    answer.assert_own("filtered");
+                }
+            }
+        }
+    }
+    assert_eq!(upstream.requests().len(), 0);
+    hookgate.send(&Delivery::new("environment_tag", whole.to_string()).to("/warn")).assert_forwarded(200);
+}
+
+#[test]
+fn patterns_fit_no_name_that_pulumi_would_not_take() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).webhook("environments = [\"website/*\", \"*/prod\", \"*\"]").start();
+    let named = |project: &str, name: &str| {
+        let mut body: serde_json::Value =
+            serde_json::from_slice(&sample("environment.created").body()).unwrap();
+        body["projectName"] = project.into();
+        body["environmentName"] = name.into();
+        Delivery::new("environment", body.to_string())
+    };
+    for (project, name) in [
+        ("website/x", "prod"),
+        ("website", "x/prod"),
+        ("website", "../prod"),
+        ("website", ".."),
+        ("website", ""),
+        ("", "prod"),
+        ("website", "prod\n"),
+        ("website", "prod\0"),
+        ("website", "pr\u{f6}d"),
+        ("web site", "prod"),
+    ] {
+        println!("{project:?} {name:?}");
+        hookgate.send(&named(project, name)).assert_own("filtered");
+    }
+    hookgate.send(&named("website", "A.b-c_9")).assert_forwarded(200);
+}
+
 #[test]
 fn a_ping_is_answered_or_forwarded_where_it_is_wanted() {
     let upstream = Upstream::always(Reply::ok());

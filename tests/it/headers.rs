@@ -113,14 +113,195 @@ fn a_signature_in_the_trailers_is_no_signature() {
     hookgate.send(&good.unsigned().chunked(&[100]).trailer(&line)).assert_refused(401, "missing_signature");
 }
 
+/// It decides how a body is read, and nobody has signed it.
 #[test]
-fn the_media_type_arrives_as_it_was_sent() {
+fn the_media_type_is_one_of_two_whatever_the_sender_wrote() {
     let upstream = Upstream::always(Reply::ok());
     let hookgate = Setup::new(&upstream).start();
-    hookgate
-        .send(&Delivery::good().with("Content-Type", "Application/JSON;  charset=UTF-8"))
-        .assert_forwarded(200);
-    assert_eq!(upstream.only_request().header("content-type"), Some("Application/JSON;  charset=UTF-8"));
+    let cases = [
+        ("application/json", "application/json"),
+        ("APPLICATION/JSON", "application/json"),
+        ("application/json; charset=utf-8", "application/json; charset=utf-8"),
+        ("Application/JSON;  charset=UTF-8", "application/json; charset=utf-8"),
+        ("application/json\t;\tCHARSET=\"Utf-8\"", "application/json; charset=utf-8"),
+        ("application/json;charset=utf-8  ", "application/json; charset=utf-8"),
+    ];
+    for (number, (sent, received)) in cases.into_iter().enumerate() {
+        println!("{sent}");
+        hookgate.send(&Delivery::good().with("Content-Type", sent)).assert_forwarded(200);
+        assert_eq!(upstream.requests()[number].header("content-type"), Some(received));
+    }
+}
+
+#[test]
+fn any_other_media_type_is_refused() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let refused = [
+        "",
+        "text/plain",
+        "application/json-seq",
+        "application/vnd.pulumi+json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/json;",
+        "application/json ; ",
+        "application/json; charset=utf-7",
+        "application/json; charset=utf-16le",
+        "application/json; charset=utf-16",
+        "application/json; charset=utf-32",
+        "application/json; charset=utf8",
+        "application/json; charset=iso-8859-1",
+        "application/json; charset=",
+        "application/json; charset=\"utf-8",
+        "application/json; charset=\"utf\\-8\"",
+        "application/json; charset='utf-8'",
+        "application/json; charset = utf-8",
+        "application/json; charset*=UTF-8''utf-8",
+        "application/json; charset=utf-8; charset=utf-7",
+        "application/json; charset=utf-7; charset=utf-8",
+        "application/json; charset=utf-8; charset=utf-8",
+        "application/json; charset=utf-8; q=1",
+        "application/json; boundary=x",
+        "application/json; charset=utf-8;",
+        "application/json; charset=utf-8, text/plain",
+        "application/json, application/json",
+        "application/json;\tfoo\u{80}bar",
+        "application/json; charset=utf-8\u{a0}",
+        "application/json charset=utf-8",
+    ];
+    for sent in refused {
+        println!("{sent}");
+        let delivery = Delivery::good().with("Content-Type", sent);
+        hookgate.send(&delivery).assert_refused(415, "unsupported_media_type");
+    }
+    let repeated = Delivery::good().and("Content-Type", "application/json");
+    hookgate.send(&repeated).assert_refused(415, "unsupported_media_type");
+    let other = Delivery::good().and("content-type", "application/json; charset=utf-7");
+    hookgate.send(&other).assert_refused(415, "unsupported_media_type");
+    hookgate.send(&Delivery::good().without("Content-Type")).assert_refused(415, "unsupported_media_type");
+    // One that hyper does not read at all has no label.
+    let mut connection = hookgate.connect();
+    connection.send(&Delivery::good().with("Content-Type", "application/json; charset=utf-8\0").bytes());
+    assert_eq!(connection.answer().status, 400);
+    assert_eq!(upstream.requests().len(), 0);
+}
+
+/// In UTF-7 plain ASCII becomes quotation marks and braces: the free text in this body would be another organization.
+#[test]
+fn a_charset_does_not_turn_signed_text_into_structure() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate =
+        Setup::new(&upstream).webhook("organization = \"acme\"\nenvironments = [\"website/dev\"]").start();
+    let body = r#"{"organization":{"name":"Acme","githubLogin":"acme"},"projectName":"website","environmentName":"dev","action":"created","revision":3,"user":{"name":"Eve +ACIAfQ-,+ACI-environmentName+ACI-:+ACI-prod+ACI-,+ACI-organization+ACI-:+AHsAIg-githubLogin+ACI-:+ACI-evil+ACIAfQ-,+ACI-x+ACI-:+AHsAIg-a+ACI-:+ACI-"}}"#;
+    let delivery = || Delivery::new("environment_revision", body);
+    hookgate.send(&delivery()).assert_forwarded(200);
+    for charset in ["utf-7", "UTF-7", "\"utf-7\"", "utf-8; charset=utf-7", "unicode-1-1-utf-7"] {
+        let sent = delivery().with("Content-Type", &format!("application/json; charset={charset}"));
+        hookgate.send(&sent).assert_refused(415, "unsupported_media_type");
+    }
+    assert_eq!(upstream.only_request().header("content-type"), Some("application/json"));
+}
+
+#[test]
+fn an_encoded_body_is_refused_whatever_it_is_called() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    for encoding in [
+        "gzip",
+        "x-gzip",
+        "deflate",
+        "br",
+        "zstd",
+        "identity",
+        "",
+        " ",
+        "gzip, identity",
+        "aws-chunked",
+        "\u{e9}",
+    ] {
+        println!("{encoding}");
+        let delivery = Delivery::good().and("Content-Encoding", encoding);
+        hookgate.send(&delivery).assert_refused(415, "unsupported_media_type");
+    }
+    let twice = Delivery::good().and("Content-Encoding", "identity").and("content-encoding", "identity");
+    hookgate.send(&twice).assert_refused(415, "unsupported_media_type");
+    // Others that some program decodes a body or picks a method by do not go on.
+    let delivery = Delivery::good()
+        .and("X-Content-Encoding", "gzip")
+        .and("Content-Transfer-Encoding", "base64")
+        .and("Content-Language", "en")
+        .and("Content-Range", "bytes 0-1/2")
+        .and("Content-Location", "/other")
+        .and("Content-Disposition", "form-data")
+        .and("Content-MD5", "x")
+        .and("Content-Digest", "sha-256=:x:")
+        .and("Digest", "sha-256=x")
+        .and("X-HTTP-Method-Override", "DELETE")
+        .and("X-Original-URL", "/admin")
+        .and("X-Rewrite-URL", "/admin")
+        .and("Accept-Charset", "utf-7")
+        .and("Expect", "200-ok");
+    hookgate.send(&delivery).assert_forwarded(200);
+    assert_eq!(upstream.only_request().head.names(), ALLOWED);
+}
+
+/// A queue keeps which of the two it was.
+#[test]
+fn the_media_type_comes_out_of_a_queue_as_it_went_in() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).section("[queue]\npath = \"{dir}/queue.db\"").start();
+    for (number, (sent, received)) in [
+        ("Application/JSON", "application/json"),
+        ("application/json;charset=\"UTF-8\"", "application/json; charset=utf-8"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let answer = hookgate.send(&Delivery::good().with("Content-Type", sent));
+        assert_eq!((answer.status, answer.outcome()), (202, "queued"));
+        assert_eq!(upstream.wait_for(number + 1)[number].header("content-type"), Some(received));
+    }
+    let other = Delivery::good().with("Content-Type", "application/json; charset=utf-7");
+    hookgate.send(&other).assert_refused(415, "unsupported_media_type");
+}
+
+/// What the sender's path, query, method, version, host and expectations say stays here.
+#[test]
+fn the_request_line_is_that_of_the_configuration() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let good = Delivery::good;
+    let passing = [
+        good().to("/hook?method=DELETE&charset=utf-7"),
+        good().to("http://evil.test/hook"),
+        good().http_1_0(),
+        good().with("Host", "evil.test:81"),
+        good().and("Expect", "100-continue, x"),
+        good().and("Connection", "close"),
+        good()
+            .and("Upgrade", "h2c")
+            .and("Connection", "Upgrade, HTTP2-Settings")
+            .and("HTTP2-Settings", "AAMAAABk"),
+    ];
+    let authority = upstream.address().url("").replace("http://", "");
+    for (number, delivery) in passing.iter().enumerate() {
+        println!("{}", String::from_utf8_lossy(&delivery.head_bytes()));
+        hookgate.send(delivery).assert_forwarded(200);
+        let request = &upstream.requests()[number];
+        assert_eq!(request.head.first_line, "POST /upstream HTTP/1.1");
+        assert_eq!(request.head.names(), ALLOWED);
+        assert_eq!(request.header("host"), Some(authority.as_str()));
+    }
+    for target in ["/hook/", "//hook", "/./hook", "/%68ook", "/hook%2f", "/hook;x", "/HOOK", "/x/../hook"] {
+        println!("{target}");
+        hookgate.send(&good().to(target)).assert_refused(404, "not_found");
+    }
+    for method in ["GET", "PUT", "post", "POSTS", "DELETE", "OPTIONS"] {
+        println!("{method}");
+        hookgate.send(&good().method(method)).assert_refused(405, "method_not_allowed");
+    }
+    assert_eq!(upstream.requests().len(), passing.len());
 }
 
 #[test]
@@ -170,6 +351,23 @@ fn a_trace_is_continued() {
         ("00", "0af7651916cd43dd8448eb211c80319c", "01")
     );
     assert_ne!(parent, "b7ad6b7169203331");
+}
+
+/// Flags that version 00 does not know end here, and so does what later versions add.
+#[test]
+fn a_trace_brings_nothing_but_its_id_and_known_flags() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let begin = "-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-";
+    for (number, (version, end, flags)) in
+        [("00", "ff", "03"), ("00", "fc", "00"), ("42", "01-later", "01")].into_iter().enumerate()
+    {
+        hookgate
+            .send(&Delivery::good().and("traceparent", &format!("{version}{begin}{end}")))
+            .assert_forwarded(200);
+        let [sent, trace, _, seen] = fields(upstream.requests()[number].header("traceparent").unwrap());
+        assert_eq!((&*sent, &*trace, &*seen), ("00", "0af7651916cd43dd8448eb211c80319c", flags));
+    }
 }
 
 #[test]

@@ -187,6 +187,62 @@ fn unknown_kinds_are_forwarded_by_name_and_star_only_and_marked() {
     }
 }
 
+/// `Hookgate-Event` would say `environment_deleted` of a body that says nothing of the kind.
+#[test]
+fn the_name_of_a_filter_is_refused_as_a_kind() {
+    let upstream = Upstream::always(Reply::ok());
+    let url = upstream.url();
+    let hookgate = Setup::bare()
+        .with(Webhook::to(&url).at("/enforce").events(&["*"]))
+        .with(Webhook::to(&url).at("/warn").events(&["*"]).line("kind_check = \"warn\""))
+        .start();
+    for path in ["/enforce", "/warn"] {
+        for filter in
+            ["environment_deleted", "environment_revision_created", "update_failed", "drift_detected"]
+        {
+            println!("{path} {filter}");
+            hookgate.send(&Delivery::good().kind(filter).to(path)).assert_refused(422, "kind_mismatch");
+        }
+        // Nothing is published about this one, so it may be a kind. It proves nothing.
+        hookgate.send(&Delivery::good().kind("environment_rotation_failed").to(path)).assert_forwarded(200);
+    }
+    for request in upstream.requests() {
+        assert_eq!(request.header("hookgate-kind-verified"), Some("false"));
+    }
+}
+
+/// A deleted tag, sent as a deleted environment: neither the webhook nor the destination that wants those gets it.
+#[test]
+fn with_kind_check_warn_a_misfit_matches_no_filter() {
+    let upstream = Upstream::always(Reply::ok());
+    let url = upstream.url();
+    let warn = |path: &str| Webhook::to(&url).at(path).line("kind_check = \"warn\"");
+    let hookgate = Setup::bare()
+        .with(warn("/group"))
+        .with(warn("/kind").events(&["environment"]))
+        .with(warn("/filter").events(&["environment_deleted"]))
+        .with(warn("/narrowed").destination("events = [\"environment_deleted\"]"))
+        .start();
+    let misfit = || Delivery::of(sample("environment_tag.deleted")).kind("environment");
+    for path in ["/group", "/kind"] {
+        hookgate.send(&misfit().to(path)).assert_forwarded(200);
+    }
+    for path in ["/filter", "/narrowed"] {
+        hookgate.send(&misfit().to(path)).assert_own("filtered");
+        hookgate.send(&Delivery::of(sample("environment.deleted")).to(path)).assert_forwarded(200);
+    }
+    let seen: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| {
+            ["hookgate-event", "hookgate-kind-verified"].map(|name| request.header(name).unwrap().to_owned())
+        })
+        .collect();
+    let proven = ["environment_deleted", "true"].map(str::to_owned);
+    let claimed = ["environment", "false"].map(str::to_owned);
+    assert_eq!(seen, [claimed.clone(), claimed, proven.clone(), proven]);
+}
+
 /// A holder of one signed body must not turn it into another event by choosing an unknown kind.
 #[test]
 fn a_known_body_under_an_unknown_kind_is_not_verified() {

@@ -125,7 +125,7 @@ async fn body(log: &Log, ids: &[String], out: &mut Out<impl Write>) -> Result<En
 fn headers(parcel: &Parcel, webhook: &str) -> [(&'static str, String); 8] {
     let text = |value: &[u8]| printable(value, false);
     [
-        ("Content-Type", text(parcel.content_type.as_bytes())),
+        ("Content-Type", text(parcel.content_type.as_str().as_bytes())),
         ("Pulumi-Webhook-ID", text(parcel.id.as_bytes())),
         ("Pulumi-Webhook-Kind", text(parcel.kind.as_bytes())),
         ("Pulumi-Webhook-Signature", shortened(&text(parcel.signature.as_bytes()))),
@@ -294,7 +294,7 @@ mod tests {
             record: record(State::Dead),
             parcel: Parcel {
                 body: Bytes::from_static(b"{}"),
-                content_type: header("application/json"),
+                content_type: crate::delivery::destination::MediaType::Json,
                 id: header("0b5c64a1"),
                 kind: header("environment_revision"),
                 signature: header(&"7e94aa01".repeat(8)),

@@ -1,3 +1,5 @@
+mod trust;
+
 use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;

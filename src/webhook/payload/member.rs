@@ -21,6 +21,7 @@ pub(super) enum State {
 pub(super) enum Member<T> {
     #[default]
     Absent,
+    Null,
     Is(T),
     Wrong,
 }
@@ -29,13 +30,18 @@ impl<T> Member<T> {
     pub(super) const fn get(&self) -> Option<&T> {
         match self {
             Self::Is(value) => Some(value),
-            Self::Absent | Self::Wrong => None,
+            Self::Absent | Self::Null | Self::Wrong => None,
         }
+    }
+
+    /// Whether its key has been read.
+    pub(super) const fn is_there(&self) -> bool {
+        !matches!(self, Self::Absent)
     }
 
     pub(super) fn state_where(&self, fits: impl Fn(&T) -> bool) -> State {
         match self {
-            Self::Absent => State::Absent,
+            Self::Absent | Self::Null => State::Absent,
             Self::Is(value) if fits(value) => State::Fits,
             Self::Is(_) | Self::Wrong => State::Wrong,
         }
@@ -48,7 +54,7 @@ impl<T> Member<T> {
 
 impl Member<Text<'_>> {
     pub(super) fn text(&self) -> Option<&str> {
-        self.get().map(|text| &*text.0)
+        self.get().map(Text::as_str)
     }
 }
 
@@ -76,6 +82,12 @@ pub(super) trait Shape<'de>: Sized {
 /// A text, borrowed from the body where it has no escapes.
 #[derive(Debug)]
 pub(super) struct Text<'a>(Cow<'a, str>);
+
+impl Text<'_> {
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
 
 impl<'de: 'a, 'a> Shape<'de> for Text<'a> {
     fn of_text(text: Cow<'de, str>) -> Option<Self> {
@@ -167,7 +179,7 @@ impl<'de, T: Shape<'de>> Visitor<'de> for MemberVisitor<T> {
     }
 
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Member::Absent)
+        Ok(Member::Null)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Self::Value, A::Error> {

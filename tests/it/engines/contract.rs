@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{
         Attempt, Death, Delivery, Depth, Details, Enqueued, Filter, Health, JobId, Lease, Policy, Queue,
         QueueError, Recipient, Record, Retention, State,
@@ -83,7 +83,7 @@ pub(super) fn delivery(id: &str) -> Delivery {
         webhook: "esc".to_owned(),
         parcel: Parcel {
             body: Bytes::from(format!("{{\"of\":\"{id}\"}}")),
-            content_type: value("application/json"),
+            content_type: MediaType::Json,
             id: HeaderValue::from_str(id).unwrap(),
             kind: value("environment_revision"),
             signature: value("00ff"),
@@ -235,7 +235,7 @@ pub(super) async fn bytes_and_headers_are_kept(engine: &dyn Engine) {
     sent.environment = Some("w\u{e9}b site/*.>\u{1f680}".to_owned());
     sent.revision = Some(u64::from(u32::MAX) + 7);
     sent.parcel.body = (0..=255).cycle().take(70_000).collect::<Vec<u8>>().into();
-    sent.parcel.content_type = HeaderValue::from_bytes(b"application/json; x=\"\xff\xe9 %41\t\"").unwrap();
+    sent.parcel.content_type = MediaType::JsonUtf8;
     sent.parcel.traceparent = HeaderValue::from_static("");
     sent.parcel.kind_verified = false;
     sent.destinations = vec![("x.y".to_owned(), PLAIN)];

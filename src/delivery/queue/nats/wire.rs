@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{Delivery, JobId, Recipient},
 };
 
@@ -197,7 +197,7 @@ pub(super) fn message_id(delivery: &Delivery) -> String {
 }
 
 /// What the headers of a message take at most, in bytes: with names, ID and kind as long as they may be, and a dozen
-/// destinations. A sender can make them longer still by an unusual content type or the names in its payload.
+/// destinations. A sender can make them longer still by the names in its payload.
 pub(super) const HEADERS: usize = 4 << 10;
 
 /// The header with everything about a delivery but its body.
@@ -230,7 +230,7 @@ impl Meta {
         let parcel = &delivery.parcel;
         Self {
             webhook: delivery.webhook.clone(),
-            content_type: escape(&parcel.content_type),
+            content_type: parcel.content_type.as_str().to_owned(),
             id: escape(&parcel.id),
             kind: escape(&parcel.kind),
             signature: escape(&parcel.signature),
@@ -253,7 +253,7 @@ impl Meta {
     pub(super) fn parcel(&self, body: Bytes) -> Option<Parcel> {
         Some(Parcel {
             body,
-            content_type: unescape(&self.content_type)?,
+            content_type: MediaType::of_stored(self.content_type.as_bytes()),
             id: unescape(&self.id)?,
             kind: unescape(&self.kind)?,
             signature: unescape(&self.signature)?,
@@ -415,7 +415,7 @@ mod tests {
             webhook: name(64),
             parcel: Parcel {
                 body: Bytes::new(),
-                content_type: value(128),
+                content_type: MediaType::JsonUtf8,
                 id: value(128),
                 kind: value(64),
                 signature: value(64),

@@ -14,7 +14,7 @@ use rusqlite::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::delivery::{
-    destination::Parcel,
+    destination::{MediaType, Parcel},
     queue::{Attempt, Death, Filter, Job, JobId, NoState, Recipient, Record, State},
 };
 
@@ -88,7 +88,7 @@ pub(super) fn parcel(row: &Row<'_>, at: usize) -> rusqlite::Result<Parcel> {
     };
     Ok(Parcel {
         body: Bytes::from(row.get::<_, Vec<u8>>(at)?),
-        content_type: header(at + 1)?,
+        content_type: MediaType::of_stored(row.get_ref(at + 1)?.as_bytes()?),
         id: header(at + 2)?,
         kind: header(at + 3)?,
         signature: header(at + 4)?,

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 
 use super::*;
-use crate::delivery::destination::Parcel;
+use crate::delivery::destination::{MediaType, Parcel};
 
 /// A folder of its own for each test, gone at the end.
 struct Folder(PathBuf);
@@ -42,7 +42,7 @@ fn delivery(id: &str, size: usize) -> Delivery {
         webhook: "esc".into(),
         parcel: Parcel {
             body: Bytes::from(format!("{id:size$}")),
-            content_type: header("application/json"),
+            content_type: MediaType::Json,
             id: header(id),
             kind: header("environment"),
             signature: header("00"),

@@ -98,7 +98,7 @@ impl<'w> Work<'w> {
             row.bind(text_of(parcel.event.as_bytes()))?;
             row.bind(environment)?;
             row.bind(revision.map(to_integer))?;
-            row.bind(parcel.content_type.as_bytes())?;
+            row.bind(parcel.content_type.as_str().as_bytes())?;
             row.bind(parcel.signature.as_bytes())?;
             row.bind(parcel.traceparent.as_bytes())?;
             row.bind(parcel.kind_verified)?;
