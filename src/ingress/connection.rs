@@ -538,7 +538,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::ingress::crowd::Crowd;
+    use super::super::crowd::Crowd;
 
     #[test]
     fn the_more_connections_there_are_the_sooner_they_rest() {

@@ -138,7 +138,7 @@ mod tests {
         let mut beginning = Beginning::default();
         beginning.keep(b"\x1b[31m\xff\"\n and so on and on");
         let text = Unreadable::Syntax.about_head(&beginning);
-        assert_eq!(text, r#"not HTTP/1.1: it begins with "\x1b[31m\xff\"\n and so""#);
+        assert_eq!(text, r#"not HTTP/1.1: it begins with "\x1b[31m\xff\"\n and so ""#);
     }
 
     #[test]
