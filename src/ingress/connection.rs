@@ -537,8 +537,8 @@ mod tests {
         time::advance,
     };
 
-    use super::*;
     use super::super::crowd::Crowd;
+    use super::*;
 
     #[test]
     fn the_more_connections_there_are_the_sooner_they_rest() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Connection, Delivery, Flood, Hookgate, Reply, Setup, Upstream};
+use crate::support::{Connection, Delivery, Flood, Hookgate, Reply, Setup, Upstream, tls::Authority};
 
 /// Takes all connections with those that have sent so much, and returns them.
 fn take_all(hookgate: &Hookgate, sent: &[u8]) -> Vec<Connection> {
@@ -51,7 +51,27 @@ fn connections_without_progress_give_way_to_newcomers_the_longest_first() {
     }
 }
 
-/// While a thousand connect, say nothing or stop in the middle, and come back when they are closed.
+/// Nor does a handshake keep others out that does not go on.
+#[test]
+fn a_tls_handshake_that_stalls_gives_way_to_a_newcomer() {
+    let authority = Authority::new("a");
+    let pair = authority.issue(&["localhost"]);
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .file("tls.crt", &pair.cert)
+        .file("tls.key", &pair.key)
+        .server("tls = { cert = \"{dir}/tls.crt\", key = \"{dir}/tls.key\" }")
+        .server("max_connections = 4")
+        .server("header_timeout = \"10m\"")
+        .start();
+    let mut stalled = take_all(&hookgate, b"\x16\x03\x01\x02\x00\x01");
+    let mut connection = authority.open(hookgate.address()).unwrap().0;
+    connection.send(&Delivery::good().bytes());
+    connection.answer().assert_forwarded(200);
+    stalled[0].assert_closed();
+}
+
+/// While hundreds of connections say nothing or stop in the middle, and come back when they are closed.
 #[test]
 fn good_deliveries_pass_through_a_flood_that_comes_back_at_once() {
     let half = Delivery::good().head_bytes();
