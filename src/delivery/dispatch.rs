@@ -69,7 +69,7 @@ impl Dispatch {
                         destinations: destinations
                             .iter()
                             .filter(|destination| destination.wants(delivery))
-                            .map(|destination| (destination.name.clone(), destination.policy))
+                            .map(|destination| (destination.name.clone(), policy(destination, &parcel)))
                             .collect(),
                         parcel,
                     },
@@ -78,6 +78,13 @@ impl Dispatch {
             }
         }
     }
+}
+
+/// How the destination wants this delivery. What is not proven takes no other one's place in the queue: anybody who has
+/// some signed body of an environment can send it as a newer event.
+fn policy(destination: &Destination, parcel: &Parcel) -> queue::Policy {
+    let coalesce = destination.policy.coalesce.filter(|_| parcel.kind_verified);
+    queue::Policy { coalesce, ..destination.policy }
 }
 
 async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {
