@@ -291,7 +291,9 @@ impl Gate {
             Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
                 rejection: match error.kind {
                     Failure::Unreachable => Rejection::UpstreamUnreachable,
-                    Failure::BadAnswer | Failure::Redirected(_) => Rejection::UpstreamBadAnswer,
+                    Failure::BadAnswer | Failure::Redirected(_) | Failure::Looped => {
+                        Rejection::UpstreamBadAnswer
+                    }
                     Failure::Timeout => Rejection::UpstreamTimeout,
                 },
                 reason: Reason::Upstream(error),
