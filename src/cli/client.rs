@@ -51,11 +51,11 @@ pub(super) enum BodyEnd {
 pub(super) enum ClientError {
     #[error("cannot connect to {to}: {source}")]
     Connect { to: String, source: io::Error },
-    #[error("{to} gave no usable answer: {source}")]
-    NoAnswer { to: String, source: hyper::Error },
+    #[error("{to} gave no usable answer: {source}{hint}")]
+    NoAnswer { to: String, source: hyper::Error, hint: &'static str },
     #[error("{to} did not answer within {limit:?}")]
     Timeout { to: String, limit: Duration },
-    #[error("TLS with {to} does not come about: {reason}")]
+    #[error("the TLS handshake with {to} failed: {reason}")]
     Tls { to: String, reason: String },
 }
 
@@ -78,7 +78,14 @@ pub(super) async fn exchange(
     }
 
     let stream = timeout_at(deadline, connect(&target.address, trust)).await.map_err(|_elapsed| late())??;
-    let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
+    let no_answer = |source| ClientError::NoAnswer {
+        to: place(&target.address),
+        source,
+        hint: match &target.address {
+            Address::Tcp { tls: false, .. } => " (if it speaks TLS, the URL has to begin with https://)",
+            Address::Tcp { .. } | Address::Unix(_) => "",
+        },
+    };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
         .handshake::<_, Full<Bytes>>(TokioIo::new(stream))

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hyper::header::HeaderValue;
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -77,6 +78,36 @@ impl Dispatch {
                 .await
             }
         }
+    }
+
+    /// Whether what came with this `traceparent` is the queue's own request for this delivery: it is stored with the one
+    /// that all its attempts carry, whichever process makes them. A sender's copy carries the sender's, and so does
+    /// that of another hookgate in front.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the queue cannot say.
+    pub async fn has_sent(
+        &self,
+        webhook: &str,
+        id: &str,
+        traceparent: &HeaderValue,
+    ) -> Result<bool, QueueError> {
+        let Self::Queued(queue) = self else { return Ok(false) };
+        let filter = queue::Filter {
+            ids: vec![id.to_owned()],
+            webhook: Some(webhook.to_owned()),
+            ..queue::Filter::default()
+        };
+        let looked = timeout(COMMIT, async {
+            // Its jobs have one parcel, and the newest delivery of this ID is the one that is meant.
+            let Some(job) = queue.list(&filter, 1).await?.pop() else { return Ok(false) };
+            let details = queue.show(&job.id).await?;
+            Ok(details.is_some_and(|details| details.parcel.traceparent == *traceparent))
+        });
+        looked.await.unwrap_or_else(|_elapsed| {
+            Err(QueueError::Unavailable(format!("it did not find a delivery within {COMMIT:?}")))
+        })
     }
 }
 

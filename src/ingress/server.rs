@@ -34,7 +34,7 @@ use super::{
     connection::{Guarded, Shared},
     crowd::{Crowd, Place},
     listener::{Address, Listener, is_the_connections_own},
-    tls::Tls,
+    tls::{Tls, explain_sender},
     unreadable::Unreadable,
 };
 
@@ -335,7 +335,7 @@ impl<H: Handler> Server<H> {
                 match shaken {
                     Ok(Ok(socket)) => Box::pin(self.connection(socket, peer, place)).await,
                     Ok(Err(error)) => {
-                        let about = format!("the TLS handshake failed: {error}");
+                        let about = format!("the TLS handshake failed: {}", explain_sender(&error));
                         self.handler.unreadable(Unreadable::Tls, &about, peer);
                     }
                     Err(_elapsed) => {

@@ -1,6 +1,6 @@
 //! Where requests go: the URL of a destination, taken apart once.
 
-use std::{net::Ipv6Addr, path::PathBuf};
+use std::{fmt, net::Ipv6Addr, path::PathBuf};
 
 use hyper::{
     Uri,
@@ -33,6 +33,23 @@ pub enum Address {
     },
     /// A unix socket.
     Unix(PathBuf),
+}
+
+/// For people: scheme, host and port, or the socket.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, tls } => {
+                let scheme = if *tls { "https" } else { "http" };
+                if host.contains(':') {
+                    write!(f, "{scheme}://[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}://{host}:{port}")
+                }
+            }
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Why a text is no destination URL. Says what would be right.

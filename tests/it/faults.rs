@@ -13,7 +13,7 @@ use std::{
 
 use crate::support::{
     Address, Connection, Delivery, Hookgate, Instant, PATIENCE, Reply, SECRET, Setup, Upstream, Webhook,
-    eventually, program, signed,
+    eventually, faketime, program, signed,
 };
 
 const PAUSING: &str = "cannot accept a connection, pausing";
@@ -257,10 +257,11 @@ fn write(hosts: &Path, content: &str) {
 
 #[test]
 fn a_name_that_changes_its_address_or_goes_is_resolved_anew() {
-    let first = Upstream::at("127.0.0.1:0", Reply::ok().and_close());
+    let last = || Reply::answer(200, &[("connection", "close")], "done").and_close();
+    let first = Upstream::at("127.0.0.1:0", last());
     let Address::Tcp(address) = first.address() else { panic!("it listens on TCP") };
     let port = address.port();
-    let second = Upstream::at(&format!("127.0.0.2:{port}"), Reply::ok().and_close());
+    let second = Upstream::at(&format!("127.0.0.2:{port}"), last());
     let webhook = Webhook::to(&format!("http://upstream.test:{port}/upstream"));
     let (hookgate, hosts) = resolving("127.0.0.1 upstream.test\n", &webhook);
     hookgate.send(&Delivery::good()).assert_forwarded(200);
@@ -340,13 +341,6 @@ fn a_port_in_use_is_a_plain_sentence() {
     let sentence = format!("cannot listen on {taken} (`server.listen`): Address already in use");
     assert!(errors.contains(&sentence), "{errors}");
     assert_eq!(errors.lines().count(), 1, "{errors}");
-}
-
-/// libfaketime, wherever Debian puts it.
-fn faketime() -> PathBuf {
-    let folders = fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path().join("faketime"));
-    let mut libraries = folders.map(|folder| folder.join("libfaketimeMT.so.1")).filter(|file| file.exists());
-    libraries.next().expect("libfaketime of the package `faketime`")
 }
 
 #[test]

@@ -33,6 +33,8 @@ mod limits;
 #[cfg(test)]
 mod logs;
 #[cfg(test)]
+mod loops;
+#[cfg(test)]
 mod ops;
 #[cfg(test)]
 mod order;

@@ -32,7 +32,11 @@ fn a_unix_socket_that_is_not_there_is_unreachable() {
     let dir = TempDir::new();
     let nobody = Address::Unix(dir.path().join("missing.sock"));
     let hookgate = Setup::bare().with(Webhook::to(&nobody.url("/"))).start();
-    hookgate.send(&Delivery::good()).assert_refused(502, "upstream_unreachable");
+    let delivery = Delivery::good();
+    hookgate.send(&delivery).assert_refused(502, "upstream_unreachable");
+    let line = hookgate.line_of(delivery.header_value("pulumi-webhook-id"));
+    let place = format!("at unix:{} cannot be reached", dir.path().join("missing.sock").display());
+    assert!(line["reason"].as_str().unwrap().contains(&place), "{line}");
 }
 
 #[test]
