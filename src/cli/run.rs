@@ -58,7 +58,7 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         warn!(%error, "the limit on open files cannot be raised");
     }
     for warning in &config.warnings {
-        warn!(%warning, "doubtful configuration");
+        warn!(%warning, "configuration warning");
     }
     let app = {
         let _entered = runtime.enter();

@@ -278,6 +278,17 @@ object! {
     }
 }
 
+/// In our own words: serde_json's can repeat the body.
+fn what_is_wrong(error: &serde_json::Error) -> &'static str {
+    let begins = |words: &str| error.to_string().starts_with(words);
+    match error.is_data() {
+        true if begins(object::TWICE) => object::TWICE,
+        true => object::FOLDED,
+        false if begins("trailing comma") => "a comma before `}` or `]`",
+        false => "wrong syntax",
+    }
+}
+
 impl<'a> Payload<'a> {
     fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
         // The whole body is checked here because serde_json does not look into members that are skipped.
@@ -291,12 +302,7 @@ impl<'a> Payload<'a> {
             Ok(Member::Is(payload)) => Ok(payload),
             Ok(_) => Err(PayloadError::NotAnObject),
             Err(error) => Err(PayloadError::Syntax {
-                // serde_json's message can repeat the body, so it stays here.
-                what: match error.is_data() {
-                    true if error.to_string().starts_with(object::TWICE) => object::TWICE,
-                    true => object::FOLDED,
-                    false => "wrong syntax",
-                },
+                what: what_is_wrong(&error),
                 line: error.line(),
                 column: error.column(),
             }),

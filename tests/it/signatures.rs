@@ -132,7 +132,7 @@ fn during_a_rotation_either_secret_passes() {
     let used = |name| {
         hookgate.metrics().value(
             "hookgate_secret_last_used_timestamp_seconds",
-            &[("webhook", "webhook-1"), ("secret", name)],
+            &[("webhook", "hook"), ("secret", name)],
         )
     };
     for name in ["new", "old"] {

@@ -206,7 +206,7 @@ mod tests {
     const SECRET: &str = "pulumi-webhook-test-secret";
 
     fn candidate(label: &str, raw: &[u8]) -> Candidate {
-        let secret = Secret::from_file_content(raw.to_vec(), true).unwrap();
+        let secret = Secret::from_content(raw.to_vec(), true).unwrap();
         Candidate { label: label.into(), secret, raw: Zeroizing::new(raw.to_vec()) }
     }
 
