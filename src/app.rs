@@ -1,7 +1,9 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
 mod descriptors;
+mod doubts;
 mod lanes;
+mod memory;
 mod ops;
 mod privacy;
 mod queue;
@@ -29,7 +31,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-pub use descriptors::{doubt_descriptors, raise_descriptor_limit};
+pub use descriptors::raise_descriptor_limit;
+pub use doubts::doubts;
 use lanes::spawn_lanes;
 use ops::Ops;
 pub use privacy::forbid_dumps;

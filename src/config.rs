@@ -183,7 +183,7 @@ impl QueueView {
 
     fn parse(path: &Path, text: &str, patience: &Patience) -> Result<Self, Report> {
         part(path, text, patience, |root| Self {
-            queue: file::queue_in(root),
+            queue: file::queue_in(root, None),
             recipients: webhook::recipients(root),
         })
     }

@@ -18,7 +18,6 @@ use super::{
     queue::{Queue, queue},
     reader::{Item, Table, nearest},
     report::{quoted, short},
-    units::show_duration,
     webhook::{Around, Queued, Webhook, webhooks},
 };
 use crate::{
@@ -72,13 +71,7 @@ impl Settings {
         );
         // Also a queue that is wrong lets webhooks be as they are with one.
         let queued = root.find("queue").is_some();
-        let before_queue = root.context.mistakes();
-        let queue = queue_in(&mut root);
-        if root.context.mistakes() == before_queue
-            && let Some(queue) = &queue
-        {
-            check_memory_of_ids(&root, queue, dedupe);
-        }
+        let queue = queue_in(&mut root, Some(dedupe.window));
         let known = queue.as_ref().map_or((worker::Settings::default().max_age, true), |queue| {
             (queue.worker.max_age, queue.is_ordered())
         });
@@ -89,9 +82,9 @@ impl Settings {
     }
 }
 
-/// `[queue]`.
-pub(super) fn queue_in(root: &mut Table<'_>) -> Option<Queue> {
-    section(root, "queue").map(queue)
+/// `[queue]`. `window` is that of `[dedupe]`, where it is read too.
+pub(super) fn queue_in(root: &mut Table<'_>, window: Option<Duration>) -> Option<Queue> {
+    section(root, "queue").map(|table| queue(table, window))
 }
 
 /// `ops.listen`, whatever else is in its section.
@@ -184,31 +177,16 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || whole(a.ip()) || whole(b.ip()))
 }
 
-/// What finished deliveries are known by must stay as long as duplicates are told by it.
-fn check_memory_of_ids(root: &Table<'_>, queue: &Queue, dedupe: dedupe::Settings) {
-    if queue.retention.retain >= dedupe.window {
-        return;
-    }
-    for (section, key) in [("queue", "retain"), ("dedupe", "window")] {
-        let table = root.find(section).and_then(|item| item.table(""));
-        if let Some(item) = table.and_then(|table| table.find(key)) {
-            item.mistake(format_args!(
-                "`queue.retain` ({}) must not be shorter than `dedupe.window` ({}), or duplicates would not be known for that long: raise the one, or lower the other",
-                show_duration(queue.retention.retain),
-                show_duration(dedupe.window),
-            ));
-            return;
-        }
-    }
-}
-
 /// An address to listen on: `IP:PORT` or `unix:/PATH`.
 fn listen(item: &Item<'_>) -> Option<Address> {
     const WANTED: &str = "\"IP:PORT\" such as \"0.0.0.0:8080\", or \"unix:/PATH\"";
     if let Some(port) = item.value.as_integer() {
-        item.mistake(format_args!(
-            "must be {WANTED}: write \"0.0.0.0:{port}\" for every address of this machine"
-        ));
+        match short(port.as_str()) {
+            Some(port) => item.mistake(format_args!(
+                "must be {WANTED}: write \"0.0.0.0:{port}\" for every address of this machine"
+            )),
+            None => item.mistake(format_args!("must be {WANTED}")),
+        }
         return None;
     }
     let text = item.text(WANTED)?;
@@ -224,12 +202,7 @@ fn listen(item: &Item<'_>) -> Option<Address> {
     if let Ok(address) = text.parse() {
         return Some(Address::Tcp(address));
     }
-    // Nothing longer is an address with a mistake in it.
-    let Some(text) = Some(text).filter(|text| text.len() <= 64) else {
-        item.mistake(format_args!("this value is not an address to listen on: write {WANTED}"));
-        return None;
-    };
-    let port = |port: &str| port.parse::<u16>().is_ok();
+    let port = |port: &str| port.len() <= 5 && port.parse::<u16>().is_ok();
     match text.rsplit_once(':') {
         Some(("", number)) if port(number) => item.mistake(format_args!(
             "`{text}` has no IP address: write \"0.0.0.0:{number}\", or \"[::]:{number}\" for IPv6 as well"

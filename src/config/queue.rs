@@ -16,6 +16,7 @@ use super::{
     file::{LONGEST, SHORTEST},
     origin::warn_of_mode,
     reader::{Item, Table},
+    units::show_duration,
 };
 use crate::{
     delivery::{
@@ -55,7 +56,8 @@ const MAX_BYTES: usize = if usize::BITS > 50 { 1 << 50 } else { usize::MAX };
 /// The longest file with credentials, in bytes.
 const MAX_CREDENTIALS: usize = 64 << 10;
 
-pub(super) fn queue(mut table: Table<'_>) -> Queue {
+pub(super) fn queue(mut table: Table<'_>, window: Option<Duration>) -> Queue {
+    let before = table.context.mistakes();
     let Queue { retention, worker, .. } = Queue::default();
     let store = table.read("store", Engine::Sqlite, |item| {
         item.word(&[("sqlite", Engine::Sqlite), ("nats", Engine::Nats)])
@@ -81,6 +83,18 @@ pub(super) fn queue(mut table: Table<'_>) -> Queue {
             }),
         },
     };
+    if table.context.mistakes() == before
+        && let Some(window) = window.filter(|window| settings.retention.retain < *window)
+    {
+        let text = format!(
+            "is shorter than `dedupe.window`, which is {}: raise it, or lower `window`",
+            show_duration(window)
+        );
+        match table.find("retain") {
+            Some(item) => table.context.mistake(item.at, &table.path("retain"), text),
+            None => table.mistake(text),
+        }
+    }
     table.finish();
     settings
 }

@@ -362,11 +362,9 @@ fn a_bad_new_file_leaves_the_old_settings_in_force() {
     assert_eq!(hookgate.ops("/readyz").status, 200);
     // Every mistake is named with its file, line and key.
     let config = fs::read_to_string(hookgate.config()).unwrap();
-    for (key, text) in [
-        ("server.max_body", "much"),
-        ("webhook.hook.pfad", "pfad"),
-        ("webhook.hook.events", "enviroments"),
-    ] {
+    for (key, text) in
+        [("server.max_body", "much"), ("webhook.hook.pfad", "pfad"), ("webhook.hook.events", "enviroments")]
+    {
         let line = config.lines().position(|line| line.contains(text)).unwrap() + 1;
         let place = format!("{}:{line}:", hookgate.config().display());
         hookgate.wait_for_log(|line| {
