@@ -31,6 +31,7 @@ use std::{
 };
 
 use toml::{Spanned, de::DeTable};
+use zeroize::Zeroizing;
 
 pub use self::{
     certificates::IdentityFiles,
@@ -214,7 +215,7 @@ fn part<T>(
 }
 
 /// The text of a configuration file.
-fn read(path: &Path, patience: &Patience) -> Result<String, Report> {
+fn read(path: &Path, patience: &Patience) -> Result<Zeroizing<String>, Report> {
     let wrong = |place: Option<Place>, text: String| {
         let mistake = Mistake { file: path.to_owned(), place, key: String::new(), text };
         Report::new(vec![mistake], vec![path.to_owned()])
@@ -239,7 +240,7 @@ fn read(path: &Path, patience: &Patience) -> Result<String, Report> {
         wrong(None, format!("{told}; {fix}"))
     })?;
     match str::from_utf8(&content.bytes) {
-        Ok(text) => Ok(text.to_owned()),
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
         Err(_) if mangled::is_utf16(&content.bytes) => {
             Err(wrong(Some(Place::of("", 0)), "the configuration is UTF-16; save it as UTF-8".into()))
         }

@@ -343,6 +343,73 @@ fn private_keys_that_everybody_may_read_are_warned_of() {
 }
 
 #[test]
+fn a_queue_that_others_may_read_or_nobody_may_write_is_warned_of() {
+    let folder = Folder::new("queue");
+    let told = |path: &Path| {
+        let config = parse(&with(&format!("queue.path = {path:?}"))).unwrap();
+        let told: Vec<_> = config.warnings.into_iter().map(|warning| (warning.key, warning.text)).collect();
+        assert!(told.iter().all(|(key, _)| key == "queue.path"), "{told:?}");
+        told.into_iter().map(|(_, text)| text).collect::<Vec<_>>()
+    };
+    let file = folder.0.join("queue.db");
+    assert_eq!(told(&file), Vec::<String>::new());
+    for (name, mode, warned) in [
+        ("queue.db", 0o600, 0),
+        ("queue.db", 0o640, 1),
+        ("queue.db-wal", 0o604, 2),
+        ("queue.db", 0o600, 1),
+        ("queue.db-wal", 0o600, 0),
+    ] {
+        folder.write(name, b"", mode);
+        let told = told(&file);
+        assert_eq!(told.len(), warned, "{name} {mode:o} {told:?}");
+        assert!(told.iter().all(|text| text.contains("chmod 600")), "{told:?}");
+    }
+    assert!(
+        told(&folder.0.join("none/queue.db"))[0].contains("none is not a folder that this user may write to")
+    );
+    assert!(told(&file.join("queue.db"))[0].contains("not a folder"));
+}
+
+#[test]
+fn what_goes_to_another_machine_without_tls_is_warned_of() {
+    for (url, warned) in [
+        ("http://127.0.0.1:3000/", false),
+        ("http://localhost/", false),
+        ("http://[::1]/", false),
+        ("unix:/run/app.sock:/", false),
+        ("https://app/", false),
+        ("http://app/", true),
+        ("http://192.0.2.1:80/", true),
+    ] {
+        let text = with("").replace("http://127.0.0.1:3000/", url);
+        let warnings = parse(&text).unwrap().warnings;
+        assert_eq!(warnings.iter().any(|warning| warning.text.contains("without TLS")), warned, "{url}");
+    }
+}
+
+#[test]
+fn a_star_in_a_path_stands_for_itself_and_is_warned_of() {
+    let warnings = parse(&with("").replace("/webhooks/pulumi", "/webhooks/*")).unwrap().warnings;
+    assert!(warnings[0].text.contains("a path is exact"), "{warnings:?}");
+}
+
+#[test]
+fn what_an_editor_did_to_a_certificate_is_named() {
+    let folder = Folder::new("editor");
+    let pem = fs::read_to_string(Path::new(FOLDER).join("files/ca.pem")).unwrap();
+    let utf16: Vec<u8> = pem.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for (content, words) in
+        [([b"\xef\xbb\xbf", pem.as_bytes()].concat(), "byte order mark"), (utf16, "UTF-16")]
+    {
+        let path = folder.write("ca.pem", &content, 0o600);
+        let text = with("").replace("http://127.0.0.1:3000/", "https://app/") + &format!("ca = {path:?}\n");
+        let told = mistakes(&text);
+        assert!(told.len() == 1 && told[0].contains(words), "{told:?}");
+    }
+}
+
+#[test]
 fn secrets_are_read_as_they_are() {
     let folder = Folder::new("secrets");
     let path = folder.write("s", b" \xff0123456789abcdef \r\n", 0o600);
