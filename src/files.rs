@@ -270,7 +270,7 @@ pub fn looks_like_a_path(path: &Path) -> bool {
     );
     let plain = |part: Component<'_>| {
         let Some(part) = part.as_os_str().to_str() else { return false };
-        let has = |test: fn(&u8) -> bool| part.as_bytes().iter().any(|byte| test(byte));
+        let has = |test: fn(&u8) -> bool| part.as_bytes().iter().any(test);
         part == "/"
             || part.len() <= 64
                 && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._- @".contains(&byte))

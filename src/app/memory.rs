@@ -3,7 +3,7 @@
 //! How much it may need without anybody knowing a secret is promised in SECURITY.md and held by a test. Beyond its
 //! container's limit the kernel ends it.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use crate::{
     config::{Config, Mistake, show_size},
@@ -75,13 +75,13 @@ fn limit_of(root: &Path, line: &str) -> Option<u64> {
         group.push(part);
         groups.push(group.clone());
     }
-    groups.into_iter().filter_map(|group| number_in(group.join(file))).min()
+    groups.into_iter().filter_map(|group| number_in(&group.join(file))).min()
 }
 
 /// The number in a file; what is as large as the memory of no machine is no limit.
-fn number_in(file: PathBuf) -> Option<u64> {
+fn number_in(file: &Path) -> Option<u64> {
     const NONE: u64 = 1 << 60;
-    text(&file)?.trim().parse().ok().filter(|number| *number < NONE)
+    text(file)?.trim().parse().ok().filter(|number| *number < NONE)
 }
 
 fn text(file: &Path) -> Option<String> {
@@ -91,7 +91,7 @@ fn text(file: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, path::PathBuf};
 
     use super::*;
 

@@ -355,9 +355,8 @@ pub(super) fn events(item: &Item<'_>, scope: Option<Scope>) -> Option<Events> {
 /// Whether a name is that of a group whose kinds are known, and of none of them.
 fn is_group_alone(name: &str) -> bool {
     let group = Group::ALL.into_iter().find(|group| group.name() == name && group.kind_prefix().is_none());
-    group.is_some_and(|group| {
-        Kind::find(name).is_none() && KINDS.iter().any(|kind| kind.group == Some(group))
-    })
+    group
+        .is_some_and(|group| Kind::find(name).is_none() && KINDS.iter().any(|kind| kind.group == Some(group)))
 }
 
 /// Some names are guesses, and the operator has to know which.

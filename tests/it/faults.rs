@@ -331,8 +331,8 @@ fn any_ipv6_address_takes_ipv4_too() {
 
 #[test]
 fn a_port_in_use_is_a_plain_sentence() {
-    let upstream = Upstream::always(Reply::ok());
-    let Address::Tcp(taken) = upstream.address() else { panic!("it listens on TCP") };
+    let [upstream, other] = [(); 2].map(|()| Upstream::always(Reply::ok()));
+    let Address::Tcp(taken) = other.address() else { panic!("it listens on TCP") };
     let setup = Setup::new(&upstream).listen(&taken.to_string());
     let output = program().arg("run").arg("--config").arg(setup.write()).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();

@@ -428,6 +428,7 @@ fn others_of_the_same_user_cannot_look_into_the_process() {
     let copy = setup.dir().join("hookgate");
     fs::copy(env!("CARGO_BIN_EXE_hookgate"), &copy).unwrap();
     fs::set_permissions(setup.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(setup.dir().join("secret"), fs::Permissions::from_mode(0o644)).unwrap();
     let start = |program: &Path| {
         let mut command = Command::new(program);
         if am_root {
