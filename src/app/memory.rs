@@ -14,6 +14,8 @@ use crate::{
 const PER_CONNECTION: u64 = 80 << 10;
 /// The same with TLS.
 const PER_TLS_CONNECTION: u64 = 160 << 10;
+/// The longest head for which the two above hold.
+const HEADER: u64 = 16 << 10;
 /// For everything else.
 const BESIDE: u64 = 32 << 20;
 
@@ -26,6 +28,7 @@ pub(super) fn doubt_memory(config: &Config) -> Option<Mistake> {
 fn bound(config: &Config) -> u64 {
     let connection = if config.tls.is_some() { PER_TLS_CONNECTION } else { PER_CONNECTION };
     let many = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    let connection = connection.saturating_add(many(config.server.max_header).saturating_sub(HEADER));
     many(config.server.max_connections)
         .saturating_mul(connection)
         .saturating_add(many(config.server.max_inflight_bytes))
@@ -155,6 +158,7 @@ mod tests {
         assert_eq!(doubt(&config, 176 << 20), None);
         let warning = doubt(&config, (176 << 20) - 1).unwrap().to_string();
         assert!(warning.contains("may need 176MiB of memory"), "{warning}");
+        assert!(doubt(&parse(&format!("server.max_header = \"17KiB\"\n{text}")), 176 << 20).is_some());
         let files = "tests/data/config/files";
         let tls =
             format!("server.tls = {{ cert = \"{files}/server.crt\", key = \"{files}/server.key\" }}\n{text}");

@@ -26,6 +26,7 @@ use crate::{
         queue::{Policy, Retention, Store, nats},
         worker::{self, Recipients},
     },
+    files,
     ingress::{
         receive::Gate,
         rejection::Outcome,
@@ -33,7 +34,7 @@ use crate::{
         server, tls as server_tls,
     },
     ops::{self, log, metrics::Metrics},
-    tls::Authorities,
+    tls::{Authorities, NoRoots},
     upstream::{Tls, Upstream, target},
 };
 
@@ -369,7 +370,8 @@ fn towards(
         (Some(own), _) => own.clone(),
         (None, Some(known)) => known.clone(),
         (None, None) => {
-            let roots = Authorities::platform().map_err(|source| BuildError::NoRoots {
+            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
+            let roots = roots.map_err(|source| BuildError::NoRoots {
                 webhook: webhook.to_owned(),
                 destination: destination.name.clone(),
                 source,

@@ -124,7 +124,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
 /// The authorities in the file of `--ca`.
 fn authorities(ca: &Path, target: &Target) -> Result<Authorities, Failure> {
     if !matches!(target.address, Address::Tcp { tls: true, .. }) {
-        return Err(Failure::Usage("--ca is for https only, and this URL is none".into()));
+        return Err(Failure::Usage("--ca only applies to https URLs, and this one is not".into()));
     }
     /// The longest file, in bytes.
     const MAX: usize = 1 << 20;

@@ -15,6 +15,7 @@ use super::{
     certificates::{authorities, odd_text},
     file::{LONGEST, SHORTEST},
     origin::warn_of_mode,
+    own::is_this_machine,
     reader::{Item, Table},
     units::show_duration,
 };
@@ -179,9 +180,12 @@ fn warn_of_queue(table: &Table<'_>, at: usize, path: &Path) {
 
 fn nats_store(table: &mut Table<'_>) -> Store {
     table.refuse("path", "is for store = \"sqlite\" only: remove it, or write store = \"sqlite\"");
-    let url = table
-        .require("url", "write url = \"nats://HOST:4222\", or \"tls://HOST:4222\" for TLS")
-        .and_then(|item| url(&item));
+    let item = table.require("url", "write url = \"nats://HOST:4222\", or \"tls://HOST:4222\" for TLS");
+    let url = item.as_ref().and_then(url);
+    // With authorities of its own, only TLS is spoken.
+    if let (Some(item), Some(url), None) = (&item, &url, table.find("ca")) {
+        warn_of_plain(item, url);
+    }
     let stream = table.read("stream", "HOOKGATE".to_owned(), stream);
     let credentials = table.take("credentials").and_then(credentials);
     let ca = table.take("ca").and_then(|item| authorities(&item)).map(|(path, _)| path);
@@ -199,6 +203,16 @@ fn url(item: &Item<'_>) -> Option<String> {
             None
         }
         None => Some(text.to_owned()),
+    }
+}
+
+fn warn_of_plain(item: &Item<'_>, url: &str) {
+    let hosts = url.split(',').filter_map(|server| server.strip_prefix("nats://")?.parse::<Authority>().ok());
+    let mut hosts = hosts.map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
+    if hosts.any(|host| !is_this_machine(&host, item.context.patience)) {
+        item.warning(
+            "goes to another machine without TLS: whoever is on the way can read and change deliveries; write tls://",
+        );
     }
 }
 

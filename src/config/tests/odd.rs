@@ -142,3 +142,19 @@ fn what_an_editor_did_to_a_certificate_is_named() {
         assert!(told.len() == 1 && told[0].contains(words), "{told:?}");
     }
 }
+
+#[test]
+fn a_queue_on_another_machine_without_tls_is_warned_of() {
+    let ca = "ca = \"tests/data/config/files/ca.pem\"";
+    for (url, more, warned) in [
+        ("nats://nats:4222", "", true),
+        ("nats://127.0.0.1,nats://nats", "", true),
+        ("tls://nats:4222", "", false),
+        ("nats://nats:4222", ca, false),
+        ("nats://localhost:4222,nats://[::1]", "", false),
+    ] {
+        let text = with(&format!("[queue]\nstore = \"nats\"\nurl = \"{url}\"\n{more}"));
+        let warnings = parse(&text).unwrap().warnings;
+        assert_eq!(warnings.iter().any(|warning| warning.key == "queue.url"), warned, "{url} {more}");
+    }
+}
