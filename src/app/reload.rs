@@ -26,6 +26,7 @@ use crate::{
         queue::{Policy, Retention, Store, nats},
         worker::{self, Recipients},
     },
+    files,
     ingress::{
         receive::Gate,
         rejection::Outcome,
@@ -33,7 +34,7 @@ use crate::{
         server, tls as server_tls,
     },
     ops::{self, log, metrics::Metrics},
-    tls::Authorities,
+    tls::{Authorities, NoRoots},
     upstream::{Tls, Upstream, target},
 };
 
@@ -208,6 +209,7 @@ impl Source {
     fn restart_for(&self, old: &server::Settings, tls: bool, config: &Config) -> Vec<&'static str> {
         let server::Settings {
             listen,
+            listen_mode,
             max_body,
             max_header,
             max_connections,
@@ -219,6 +221,7 @@ impl Source {
         } = &config.server;
         [
             ("server.listen", *listen != old.listen),
+            ("server.listen_mode", *listen_mode != old.listen_mode),
             ("server.tls", config.tls.is_some() != tls),
             ("server.max_body", *max_body != old.max_body),
             ("server.max_header", *max_header != old.max_header),
@@ -238,13 +241,13 @@ impl Source {
         .collect()
     }
 
-    /// Says what is doubtful and what waits for a restart, as far as it was not said before.
+    /// Says what is to be warned of and what waits for a restart, as far as it was not said before.
     fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in &warnings {
             // Where in the file it stands may have moved.
             if !told.warnings.iter().any(|known| known.key == warning.key && known.text == warning.text) {
-                warn!(warning = %warning, "doubtful configuration");
+                warn!(warning = %warning, "configuration warning");
             }
         }
         if !restart.is_empty() && restart != told.restart {
@@ -367,7 +370,8 @@ fn towards(
         (Some(own), _) => own.clone(),
         (None, Some(known)) => known.clone(),
         (None, None) => {
-            let roots = Authorities::platform().map_err(|source| BuildError::NoRoots {
+            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
+            let roots = roots.map_err(|source| BuildError::NoRoots {
                 webhook: webhook.to_owned(),
                 destination: destination.name.clone(),
                 source,

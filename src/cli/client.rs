@@ -18,7 +18,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    tls::{self, Authorities},
+    files,
+    tls::{self, Authorities, NoRoots},
     upstream::target::{Address, Target},
 };
 
@@ -150,7 +151,10 @@ async fn secure(
 ) -> Result<TlsStream<TcpStream>, String> {
     let config = match trust {
         Some(trust) => tls::client(trust, None),
-        None => tls::client(&Authorities::platform().map_err(|error| error.to_string())?, None),
+        None => {
+            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
+            tls::client(&roots.map_err(|error| error.to_string())?, None)
+        }
     };
     let config = config.map_err(|error| error.to_string())?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;

@@ -43,6 +43,8 @@ use super::{
 pub struct Settings {
     /// Where to listen.
     pub listen: Address,
+    /// The permissions of the unix socket.
+    pub listen_mode: u32,
     /// The longest body, in bytes.
     pub max_body: usize,
     /// The longest head, in bytes.
@@ -65,6 +67,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            listen_mode: 0o660,
             max_body: 1 << 20,
             max_header: 16 << 10,
             max_connections: 1024,

@@ -58,8 +58,11 @@ pub enum TargetError {
     /// It cannot be read as a URL.
     #[error("not a URL: write http://HOST:PORT/PATH, https://HOST/PATH or unix:/SOCKET:/PATH")]
     Malformed,
+    /// An IPv6 address without brackets, whose end looks like a port.
+    #[error("an IPv6 address in a URL needs brackets: write http://[::1]:3000/")]
+    Brackets,
     /// Another scheme than the three.
-    #[error("the scheme has to be http, https or unix")]
+    #[error("the scheme must be http, https or unix")]
     Scheme,
     /// User or password stand in it, where logs and `check` would show them.
     #[error("a URL with credentials in it: put them into `headers`, e.g. Authorization = {{ file = \"…\" }}")]
@@ -84,6 +87,9 @@ impl Target {
         }
         if let Some(rest) = url.strip_prefix("unix:") {
             return Self::parse_unix(rest);
+        }
+        if lacks_brackets(url) {
+            return Err(TargetError::Brackets);
         }
         let uri: Uri = url.parse().or(Err(TargetError::Malformed))?;
         let tls = match uri.scheme() {
@@ -132,6 +138,14 @@ impl Target {
             host: HeaderValue::from_static("localhost"),
         })
     }
+}
+
+/// Whether the host is an IPv6 address, with or without a port, and stands without brackets.
+fn lacks_brackets(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://") else { return false };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let without_port = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    [authority, without_port].iter().any(|host| host.parse::<Ipv6Addr>().is_ok())
 }
 
 fn origin_form(path: Option<PathAndQuery>) -> Uri {
@@ -187,6 +201,8 @@ mod tests {
             ("http://[[::1]]/", TargetError::Malformed),
             ("http://[]/", TargetError::Malformed),
             ("http://host:+80/", TargetError::Malformed),
+            ("http://::1:3000/", TargetError::Brackets),
+            ("https://fe80::1/x", TargetError::Brackets),
             ("ftp://host/", TargetError::Scheme),
             ("http://user:pw@host/", TargetError::Credentials),
             ("http://host/a#b", TargetError::Fragment),

@@ -7,6 +7,8 @@ mod attacks;
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod crash;

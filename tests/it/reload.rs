@@ -67,7 +67,7 @@ fn webhooks_of(config: &str) -> &str {
 }
 
 fn last_used(hookgate: &Hookgate, secret: &str) -> f64 {
-    let labels = [("webhook", "webhook-1"), ("secret", secret)];
+    let labels = [("webhook", "hook"), ("secret", secret)];
     hookgate.metrics().value("hookgate_secret_last_used_timestamp_seconds", &labels).unwrap()
 }
 
@@ -362,11 +362,9 @@ fn a_bad_new_file_leaves_the_old_settings_in_force() {
     assert_eq!(hookgate.ops("/readyz").status, 200);
     // Every mistake is named with its file, line and key.
     let config = fs::read_to_string(hookgate.config()).unwrap();
-    for (key, text) in [
-        ("server.max_body", "much"),
-        ("webhook.webhook-1.pfad", "pfad"),
-        ("webhook.webhook-1.events", "enviroments"),
-    ] {
+    for (key, text) in
+        [("server.max_body", "much"), ("webhook.hook.pfad", "pfad"), ("webhook.hook.events", "enviroments")]
+    {
         let line = config.lines().position(|line| line.contains(text)).unwrap() + 1;
         let place = format!("{}:{line}:", hookgate.config().display());
         hookgate.wait_for_log(|line| {
@@ -560,16 +558,16 @@ fn warnings_are_said_once() {
     // It stands elsewhere, and says the same.
     edit(&hookgate, "[[webhook]]", "\n\n[[webhook]]");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 2, "doubtful configuration"), 1);
+    assert_eq!(lines_after(&hookgate, 2, "configuration warning"), 1);
     edit(&hookgate, "\"environments\"", "\"environments\", \"change_requests\"");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 3, "doubtful configuration"), 2);
+    assert_eq!(lines_after(&hookgate, 3, "configuration warning"), 2);
     // What was mended and is wrong again is said again.
     edit(&hookgate, ", \"change_requests\"", "");
     reload(&hookgate, "success");
     edit(&hookgate, "\"environments\"", "\"environments\", \"change_requests\"");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 5, "doubtful configuration"), 3);
+    assert_eq!(lines_after(&hookgate, 5, "configuration warning"), 3);
 }
 
 #[test]
@@ -671,7 +669,7 @@ fn a_thousand_reloads_lose_and_misjudge_nothing() {
         (sum(good), sum(bad), growth)
     });
     println!("{good} good and {bad} forged deliveries, {growth} KiB more after {RELOADS} reloads");
-    let counted = |outcome| [("webhook", "webhook-1"), ("outcome", outcome)];
+    let counted = |outcome| [("webhook", "hook"), ("outcome", outcome)];
     hookgate.wait_for_metric("hookgate_requests_total", &counted("forwarded"), f64::from(good));
     hookgate.wait_for_metric("hookgate_requests_total", &counted("bad_signature"), f64::from(bad));
     assert_eq!(u32::try_from(upstream.requests().len()), Ok(good));
