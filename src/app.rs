@@ -193,6 +193,7 @@ impl App {
                 ),
             },
             dispatch: Arc::new(dispatch),
+            trusted_proxies: Arc::new(config.server.trusted_proxies.clone()),
             strangers: Arc::default(),
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,

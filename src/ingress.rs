@@ -5,6 +5,7 @@
 mod body;
 mod connection;
 pub mod crowd;
+mod forwarded;
 #[doc(hidden)]
 pub mod framing;
 mod head;
@@ -16,6 +17,8 @@ pub mod server;
 pub mod tls;
 mod trace;
 pub mod unreadable;
+mod trail;
 
 pub use body::Budget;
 pub use connection::Shared;
+pub use forwarded::TrustedProxies;

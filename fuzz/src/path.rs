@@ -211,6 +211,7 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
             budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
+        trusted_proxies: Arc::default(),
         strangers: Arc::default(),
         unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),
         metrics,

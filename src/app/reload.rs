@@ -208,6 +208,7 @@ impl Source {
     fn restart_for(&self, old: &server::Settings, tls: bool, config: &Config) -> Vec<&'static str> {
         let server::Settings {
             listen,
+            trusted_proxies,
             max_body,
             max_header,
             max_connections,
@@ -219,6 +220,7 @@ impl Source {
         } = &config.server;
         [
             ("server.listen", *listen != old.listen),
+            ("server.trusted_proxies", *trusted_proxies != old.trusted_proxies),
             ("server.tls", config.tls.is_some() != tls),
             ("server.max_body", *max_body != old.max_body),
             ("server.max_header", *max_header != old.max_header),

@@ -46,8 +46,8 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         app::signals().map_err(|error| failed("signals cannot be watched", error))?
     };
 
-    let (sink, flush) =
-        Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
+    let (sink, flush) = Sink::try_new(io::stdout(), config.log.format)
+        .map_err(|error| failed("the log does not start", error))?;
     let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
     match private {

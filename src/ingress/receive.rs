@@ -14,22 +14,22 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, Version,
+    Method, Request, Response, Version,
     body::{Body, Incoming},
     header::HeaderValue,
     http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
-use tracing::{Level, enabled, info, warn};
+use tracing::warn;
 
 use super::{
-    Shared,
+    Shared, TrustedProxies,
     body::{self, Budget, Held},
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
-    route::{Routes, Webhook},
+    route::Routes,
     server::{Handler, Peer},
-    trace::continue_trace,
+    trail::{Trail, saw},
     unreadable::Unreadable,
 };
 use crate::{
@@ -39,12 +39,12 @@ use crate::{
         dispatch::{Dispatch, Dispatched},
     },
     ops::{
-        log::{Limiter, milliseconds},
+        log::Limiter,
         metrics::{ForWebhook, Metrics},
     },
     upstream::Failure,
     webhook::{
-        filter::Verdict,
+        filter::{Unwanted, Verdict},
         headers::{DeliveryId, EventKind},
         media_type::MediaType,
         payload::{Agreement, Delivery},
@@ -74,25 +74,14 @@ pub struct Gate {
     pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Arc<TrustedProxies>,
     /// Limits the lines that strangers cause.
     pub strangers: Arc<Limiter>,
     /// What requests to a path that is not configured count.
     pub unrouted: Arc<ForWebhook>,
     /// Which thread this is: see [`crate::upstream::Upstream::new`].
     pub lane: usize,
-}
-
-/// What is known of a request, for its line in the log.
-#[derive(Default)]
-struct Trail<'r> {
-    webhook: Option<&'r Webhook>,
-    id: Option<&'r str>,
-    kind: Option<&'r str>,
-    event: Option<&'r str>,
-    upstream_status: Option<StatusCode>,
-    reason: Option<Reason>,
-    /// The body was read to its end.
-    body_read: bool,
 }
 
 impl Handler for Gate {
@@ -144,7 +133,7 @@ impl Handler for Gate {
             .webhook
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
             .request(answer.outcome.index(), duration);
-        trail.log(&answer, connection, duration);
+        trail.log(self, &head, &routes, &answer, connection, duration);
         answer.into_response(head.headers)
     }
 
@@ -225,6 +214,7 @@ impl Gate {
         };
         webhook.metrics.secret_used(verified.key(), now);
         connection.is_proven();
+        trail.signed = true;
 
         // Identify.
         let (id_header, kind_header) = read_identity(&headers)?;
@@ -245,10 +235,16 @@ impl Gate {
         match webhook.filter.judge(&delivery) {
             Verdict::Forward if webhook.destinations.iter().any(|to| to.wants(&delivery)) => {}
             Verdict::Forward => {
+                trail.filtered = Some(("destination.events", saw(trail.event, "")));
                 trail.reason = Some(Reason::Said("the event is among no destination's `events`"));
                 return Ok(Answer::done(Outcome::Filtered));
             }
             Verdict::Ignore(unwanted) => {
+                trail.filtered = Some(match unwanted {
+                    Unwanted::Event => ("events", saw(trail.event, "")),
+                    Unwanted::Environment => ("environments", saw(environment(&delivery), "no environment")),
+                    Unwanted::Tag => ("tags", saw(delivery.tag(), "no tag")),
+                });
                 trail.reason = Some(Reason::Said(unwanted.reason()));
                 return Ok(Answer::done(Outcome::Filtered));
             }
@@ -260,13 +256,16 @@ impl Gate {
                 });
             }
             Verdict::WrongOrganization => {
+                trail.filtered = Some(("organization", saw(delivery.organization(), "no organization")));
                 return Err(
                     Rejection::WrongOrganization.because("the payload names another organization, or none")
                 );
             }
         }
+        let trace = trail.trace(&headers);
         if let Agreement::Differs(mismatch) = delivery.agreement {
-            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(), %mismatch,
+            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(),
+                trace_id = trace.id(), %mismatch,
                 "the payload does not fit its kind, forwarding all the same");
         }
 
@@ -279,13 +278,20 @@ impl Gate {
             signature: signature_header,
             event: event.map_or_else(|| kind_header.clone(), |event| HeaderValue::from_static(event.name)),
             kind_verified: delivery.agreement == Agreement::Proven,
-            traceparent: continue_trace(headers.traceparent),
+            traceparent: trace.header(),
         };
         let dispatched =
             self.dispatch.dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, self.lane).await;
+        if let Dispatched::Tried(attempt::Outcome::Declined(_) | attempt::Outcome::Failed(_)) = &dispatched {
+            trail.destination = webhook.destinations.first().map(|destination| destination.name.as_str());
+        }
         match dispatched {
             Dispatched::Tried(attempt::Outcome::Delivered(reply) | attempt::Outcome::Declined(reply)) => {
                 trail.upstream_status = Some(reply.status);
+                if trail.destination.is_some() {
+                    trail.reason =
+                        Some(Reason::Said("the destination answered with another status than 2xx"));
+                }
                 Ok(Answer::relay(reply))
             }
             Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
@@ -305,6 +311,11 @@ impl Gate {
                 .because("another body came under this ID within `dedupe.window`, or waits in the queue")),
         }
     }
+}
+
+/// The environment as `environments` has it.
+fn environment(delivery: &Delivery<'_>) -> Option<String> {
+    delivery.environment().map(|(project, name)| format!("{project}/{name}"))
 }
 
 /// Refuses what hyper accepts but another program in the chain might read otherwise.
@@ -399,39 +410,6 @@ fn read_identity<'h>(headers: &Headers<'h>) -> Result<(&'h HeaderValue, &'h Head
         }
         (Header::Absent, _) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-ID")),
         (_, Header::Absent) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-Kind")),
-    }
-}
-
-impl Trail<'_> {
-    /// The one line of a request: what came, what became of it, and why.
-    fn log(&self, answer: &Answer, connection: &Shared, duration: Duration) {
-        let refused = matches!(answer.outcome, Outcome::Refused(_));
-        if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
-            return;
-        }
-        let reason = self.reason.as_ref().map(Reason::text);
-        macro_rules! line {
-            ($level:ident, $message:literal) => {
-                $level!(
-                    webhook = self.webhook.map(|webhook| webhook.name.as_str()),
-                    delivery.id = self.id,
-                    event.kind = self.kind,
-                    event = self.event,
-                    outcome = answer.outcome.label(),
-                    status = answer.status.as_u16(),
-                    upstream.status = self.upstream_status.map(|status| status.as_u16()),
-                    duration_ms = milliseconds(duration),
-                    client.address = connection.client_address(),
-                    reason = reason.as_deref(),
-                    $message
-                )
-            };
-        }
-        if refused {
-            line!(warn, "refused");
-        } else {
-            line!(info, "delivery");
-        }
     }
 }
 

@@ -33,6 +33,7 @@ use super::listener::end_handshakes;
 use super::{
     connection::{Guarded, Shared},
     crowd::{Crowd, Place},
+    forwarded::TrustedProxies,
     listener::{Address, Listener, is_the_connections_own},
     tls::Tls,
     unreadable::Unreadable,
@@ -43,6 +44,8 @@ use super::{
 pub struct Settings {
     /// Where to listen.
     pub listen: Address,
+    /// Whose `X-Forwarded-For` is believed, for the log.
+    pub trusted_proxies: TrustedProxies,
     /// The longest body, in bytes.
     pub max_body: usize,
     /// The longest head, in bytes.
@@ -65,6 +68,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            trusted_proxies: TrustedProxies::default(),
             max_body: 1 << 20,
             max_header: 16 << 10,
             max_connections: 1024,

@@ -1,22 +1,39 @@
-//! The trace that a delivery belongs to (W3C Trace Context). Nobody has signed it: of the sender's `traceparent` the trace's
-//! ID and the known flags go on, so that requests can be found together, and nothing else.
+//! The trace that a request belongs to (W3C Trace Context, version 00): the sender's, or a new one. Nobody has signed it:
+//! of the sender's `traceparent` the trace's ID and the known flags go on, so that requests can be found together, and
+//! nothing else.
 
 use hyper::header::HeaderValue;
 
 use super::head::Header;
 
-/// The sender's trace with a new parent, or a new trace (W3C Trace Context, version 00).
-pub(super) fn continue_trace(given: Header<'_>) -> HeaderValue {
-    let (trace, flags) = given.once().and_then(read_trace).unwrap_or_else(|| (fastrand::u128(1..), 1));
-    let parent = fastrand::u64(1..);
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    for (place, bytes) in
-        [(3..35, &trace.to_be_bytes()[..]), (36..52, &parent.to_be_bytes()[..]), (53..55, &[flags][..])]
-    {
-        let digits = text.get_mut(place).unwrap_or_default();
-        hex::encode_to_slice(bytes, digits).expect("each place has two digits for a byte");
+/// The sender's trace with a new parent, or a new trace, as the `traceparent` that goes on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Trace([u8; 55]);
+
+impl Trace {
+    /// Continues the given trace, or begins one.
+    pub(super) fn of(given: Header<'_>) -> Self {
+        let (trace, flags) = given.once().and_then(read_trace).unwrap_or_else(|| (fastrand::u128(1..), 1));
+        let parent = fastrand::u64(1..);
+        let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        for (place, bytes) in
+            [(3..35, &trace.to_be_bytes()[..]), (36..52, &parent.to_be_bytes()[..]), (53..55, &[flags][..])]
+        {
+            let digits = text.get_mut(place).unwrap_or_default();
+            hex::encode_to_slice(bytes, digits).expect("each place has two digits for a byte");
+        }
+        Self(text)
     }
-    HeaderValue::from_bytes(&text).expect("hex digits and hyphens are a header value")
+
+    /// The 32 digits of the trace.
+    pub(super) fn id(&self) -> &str {
+        self.0.get(3..35).and_then(|digits| str::from_utf8(digits).ok()).unwrap_or_default()
+    }
+
+    /// The header for the service.
+    pub(super) fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.0).expect("hex digits and hyphens are a header value")
+    }
 }
 
 /// Trace ID and flags of a well-formed `traceparent`.
@@ -52,7 +69,10 @@ mod tests {
             for value in given {
                 headers.append("traceparent", HeaderValue::from_static(value));
             }
-            continue_trace(Headers::find(&headers).traceparent).to_str().unwrap().to_owned()
+            let trace = Trace::of(Headers::find(&headers).traceparent);
+            let text = trace.header().to_str().unwrap().to_owned();
+            assert_eq!(text.split('-').nth(1), Some(trace.id()));
+            text
         };
         const GIVEN: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
         let continued = trace(&[GIVEN]);

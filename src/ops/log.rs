@@ -5,6 +5,7 @@
 
 mod json;
 mod limit;
+mod shown;
 mod sink;
 
 use std::{fmt, time::Duration};
@@ -13,7 +14,12 @@ use tracing::Subscriber;
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry, reload};
 
 pub use limit::Limiter;
+pub use shown::shown;
 pub use sink::{Flush, Sink};
+
+/// The target of lines that strangers cause, which is anybody who can connect. When lines have to wait, they leave room
+/// for others.
+pub const STRANGERS: &str = "hookgate::strangers";
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +100,7 @@ pub fn subscriber(
         Format::Text => tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_target(false)
-            .with_writer(move || sink.clone())
+            .with_writer(sink::Lines(sink))
             .boxed(),
     };
     (registry().with(filter).with(lines), control)
