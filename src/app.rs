@@ -7,6 +7,7 @@ mod privacy;
 mod queue;
 mod reload;
 mod threads;
+mod start;
 mod watch;
 
 use std::{
@@ -34,6 +35,7 @@ use lanes::spawn_lanes;
 use ops::Ops;
 pub use privacy::forbid_dumps;
 use reload::{Serving, Source, Told, hangups, routes};
+pub use start::tell_start;
 
 use crate::{
     config::Config,
@@ -216,7 +218,7 @@ impl App {
             queue: config.queue,
             format: config.log.format,
             log,
-            told: Mutex::new(Told::about(config.warnings)),
+            told: Mutex::new(Told::about(config.warnings, config.fingerprints)),
         };
         Ok(Self {
             source,

@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 
 use super::{BuildError, queue, watch::Watch};
 use crate::{
-    config::{self, Config, Look, Mistake, Report},
+    config::{self, Config, Fingerprints, Look, Mistake, Report},
     delivery::{
         backoff::Backoff,
         dedupe,
@@ -67,12 +67,13 @@ pub(super) struct Serving {
 pub(super) struct Told {
     warnings: Vec<Mistake>,
     restart: Vec<&'static str>,
+    keys: Fingerprints,
 }
 
 impl Told {
     /// At the start, only the warnings were told.
-    pub(super) const fn about(warnings: Vec<Mistake>) -> Self {
-        Self { warnings, restart: Vec::new() }
+    pub(super) const fn about(warnings: Vec<Mistake>, keys: Fingerprints) -> Self {
+        Self { warnings, restart: Vec::new(), keys }
     }
 }
 
@@ -125,12 +126,15 @@ impl Source {
         };
         let done = match loaded {
             Ok(config) => {
-                let files = config.files.clone();
-                let done = self.put_in_force(config, serving);
-                if done {
-                    watch.only(&files);
+                let (files, digest) = (config.files.clone(), config.digest.clone());
+                match self.put_in_force(config, serving) {
+                    Some(changed) => {
+                        watch.only(&files);
+                        info!(changed, config.digest = digest, "the configuration was reloaded");
+                        true
+                    }
+                    None => false,
                 }
-                done
             }
             Err(report) => {
                 for mistake in report.mistakes() {
@@ -139,9 +143,7 @@ impl Source {
                 false
             }
         };
-        if done {
-            info!("the configuration was reloaded");
-        } else {
+        if !done {
             error!("the configuration was not reloaded: the old one stays in force");
         }
         serving.gate.metrics.reload(done);
@@ -167,14 +169,15 @@ impl Source {
         }
     }
 
-    fn put_in_force(&self, config: Config, serving: &Serving) -> bool {
+    /// The keys that have changed, where it is in force now.
+    fn put_in_force(&self, config: Config, serving: &Serving) -> Option<String> {
         let Serving { settings, tls, gate, lanes, recipients } = serving;
         // What is in force goes without a queue, and cannot serve a webhook that needs one.
         if self.queue.is_none() && config.webhooks.iter().any(|webhook| needs_queue(&webhook.settings)) {
             error!(
                 "the new configuration needs a restart: several destinations, `order` and `coalesce` need the queue"
             );
-            return false;
+            return None;
         }
         let restart = self.restart_for(settings, tls.is_some(), &config);
         let old = gate.routes.load_full();
@@ -189,19 +192,20 @@ impl Source {
             Ok(routes) => routes,
             Err(error) => {
                 error!(%error, "the new configuration is wrong");
-                return false;
+                return None;
             }
         };
-        if let Some(log) = &self.log {
-            log.set_level(&config.log.level);
+        let ruled = self.log.as_ref().is_some_and(|log| !log.set_level(&config.log.level));
+        let changed = self.tell(config.warnings, restart, config.fingerprints);
+        if ruled && changed.iter().any(|key| key == "log.level") {
+            warn!("`log.level` has no effect as long as RUST_LOG is set");
         }
-        self.tell(config.warnings, restart);
         let routes = Arc::new(routes);
         gate.routes.store(Arc::clone(&routes));
         if let Some(recipients) = recipients {
             recipients.send_replace(queue::recipients(&routes));
         }
-        true
+        Some(list(&changed))
     }
 
     /// The keys whose new values wait for a restart.
@@ -240,13 +244,13 @@ impl Source {
         .collect()
     }
 
-    /// Says what is doubtful and what waits for a restart, as far as it was not said before.
-    fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>) {
+    /// Says what to look at and what waits for a restart, as far as it was not said before. The keys that have changed.
+    fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>, keys: Fingerprints) -> Vec<String> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in &warnings {
             // Where in the file it stands may have moved.
             if !told.warnings.iter().any(|known| known.key == warning.key && known.text == warning.text) {
-                warn!(warning = %warning, "doubtful configuration");
+                warn!(warning = %warning, "configuration warning");
             }
         }
         if !restart.is_empty() && restart != told.restart {
@@ -255,7 +259,19 @@ impl Source {
                 "changed keys need a restart: the old values stay in force until then"
             );
         }
-        *told = Told { warnings, restart };
+        let changed = told.keys.changed(&keys);
+        *told = Told { warnings, restart, keys };
+        changed
+    }
+}
+
+/// Names of keys in a row, as many as fit into a line.
+fn list(keys: &[String]) -> String {
+    const MOST: usize = 20;
+    match keys.get(..MOST) {
+        _ if keys.is_empty() => "nothing".into(),
+        Some(first) if keys.len() > MOST => format!("{} and {} more", first.join(", "), keys.len() - MOST),
+        _ => keys.join(", "),
     }
 }
 

@@ -9,10 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    origin::{read_bounded, warn_of_writers},
-    reader::Item,
-};
+use super::{origin::warn_of_writers, reader::Item};
 use crate::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
 
 /// The files of a certificate and its key.
@@ -103,7 +100,7 @@ fn read<T>(
 ) -> Option<(PathBuf, T)> {
     item.context.name_file(path);
     let mistake = |text: &dyn Display| item.mistake(text);
-    match read_bounded(path, MAX_PEM) {
+    match item.context.read(path, MAX_PEM) {
         Ok(content) => match parse(&content) {
             Ok(parsed) => return Some((path.to_owned(), parsed)),
             Err(text) => mistake(&text),

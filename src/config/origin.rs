@@ -96,7 +96,10 @@ const MAX_VALUE: usize = 64 << 10;
 ///
 /// [`SecretSourceError`].
 pub fn secret_from_file(path: &Path, allow_short: bool) -> Result<Secret, SecretSourceError> {
-    let content = read_bounded(path, MAX_VALUE)?;
+    secret_of(&read_bounded(path, MAX_VALUE)?, allow_short)
+}
+
+fn secret_of(content: &[u8], allow_short: bool) -> Result<Secret, SecretSourceError> {
     // The copy has no room to spare, so it is not moved about and what is cleared is all there was.
     Ok(Secret::from_file_content(content.to_vec(), allow_short)?)
 }
@@ -167,7 +170,7 @@ impl Source {
     fn secret(&self, item: &Table<'_>, allow_short: bool) -> Result<Secret, SecretSourceError> {
         match self {
             Self::Env(name) => secret_from_variable(name, (item.context.variable)(name), allow_short),
-            Self::File(path) => secret_from_file(path, allow_short),
+            Self::File(path) => secret_of(&item.context.read(path, MAX_VALUE)?, allow_short),
             Self::Text => Err(SecretError::Empty.into()),
         }
     }

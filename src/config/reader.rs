@@ -14,9 +14,12 @@ use std::{
 };
 
 use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
 
 use super::{
+    fingerprint::{self, Contents},
     look::Look,
+    origin::{SecretSourceError, read_bounded},
     report::{Mistake, Place},
     units::{parse_duration, parse_size, show_duration, show_size},
 };
@@ -33,6 +36,7 @@ pub(super) struct Context<'c> {
     warnings: RefCell<Vec<Mistake>>,
     files: RefCell<Vec<PathBuf>>,
     looks: RefCell<Vec<Look>>,
+    contents: RefCell<Contents>,
 }
 
 /// What was collected while a file was read.
@@ -45,6 +49,8 @@ pub(super) struct Findings {
     pub(super) files: Vec<PathBuf>,
     /// How each of them looked before it was read.
     pub(super) looks: Vec<Look>,
+    /// What was in those that were read.
+    pub(super) contents: Contents,
 }
 
 impl<'c> Context<'c> {
@@ -54,8 +60,8 @@ impl<'c> Context<'c> {
         now: SystemTime,
         variable: &'c dyn Fn(&str) -> Option<OsString>,
     ) -> Self {
-        let (mistakes, warnings, files, looks) = Default::default();
-        Self { file, text, now, variable, mistakes, warnings, files, looks }
+        let (mistakes, warnings, files, looks, contents) = Default::default();
+        Self { file, text, now, variable, mistakes, warnings, files, looks, contents }
     }
 
     /// Notes what is wrong at a byte offset.
@@ -91,12 +97,20 @@ impl<'c> Context<'c> {
         }
     }
 
+    /// Reads a file that was named.
+    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
+        let read = read_bounded(path, limit)?;
+        self.contents.borrow_mut().insert(path.to_owned(), fingerprint::content(&read));
+        Ok(read)
+    }
+
     pub(super) fn finish(self) -> Findings {
         Findings {
             mistakes: self.mistakes.into_inner(),
             warnings: self.warnings.into_inner(),
             files: self.files.into_inner(),
             looks: self.looks.into_inner(),
+            contents: self.contents.into_inner(),
         }
     }
 }

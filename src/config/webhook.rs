@@ -77,7 +77,7 @@ pub(super) fn recipients(root: &Table<'_>) -> HashSet<Recipient> {
 }
 
 /// The tables of a list with their names. What is none is left out.
-fn named<'c>(list: &'c DeValue<'c>, kind: &str) -> Vec<(String, &'c DeTable<'c>)> {
+pub(super) fn named<'c>(list: &'c DeValue<'c>, kind: &str) -> Vec<(String, &'c DeTable<'c>)> {
     let tables = (1..).zip(list.as_array().into_iter().flatten());
     let named = tables.filter_map(|(number, table)| {
         let table = table.get_ref().as_table()?;

@@ -460,3 +460,62 @@ fn the_client_behind_a_trusted_proxy_is_the_one_it_names() {
     // Nothing of it goes on.
     assert!(upstream.requests().iter().all(|request| request.header("x-forwarded-for").is_none()));
 }
+
+#[test]
+fn the_first_line_says_what_starts() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .with(Webhook::to(&upstream.url()).at("/two"))
+        .section("[queue]\npath = \"{dir}/queue.db\"")
+        .start();
+    let line: Value = serde_json::from_str(&hookgate.log_lines()[0]).unwrap();
+    assert_eq!((&line["level"], &line["message"]), (&"INFO".into(), &"hookgate starts".into()), "{line}");
+    assert_eq!(line["version"], env!("CARGO_PKG_VERSION"), "{line}");
+    assert!(line["commit"].as_str().is_some_and(|commit| !commit.is_empty()), "{line}");
+    assert_eq!(line["config.file"], hookgate.config().to_str().unwrap(), "{line}");
+    let digest = sha256(&std::fs::read(hookgate.config()).unwrap());
+    assert_eq!(line["config.digest"], digest[..12], "{line}");
+    assert_eq!((&line["webhooks"], &line["destinations"]), (&2.into(), &2.into()), "{line}");
+    assert_eq!((&line["mode"], &line["store"]), (&"queued".into(), &"sqlite".into()), "{line}");
+    let direct = Setup::new(&upstream).start();
+    let line: Value = serde_json::from_str(&direct.log_lines()[0]).unwrap();
+    assert_eq!((&line["mode"], &line["store"]), (&"direct".into(), &Value::Null), "{line}");
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// The service with a `RUST_LOG`, after a delivery that was refused with a right signature; its log.
+fn log_with(rust_log: &str) -> Vec<Value> {
+    let upstream = Upstream::always(Reply::ok());
+    // Where it listens is not in the log.
+    let setup = Setup::new(&upstream).listen("unix:{dir}/in.sock").environment("RUST_LOG", rust_log);
+    let mut hookgate = setup.start_unheard();
+    hookgate.send(&Delivery::good().body("[]")).assert_refused(422, "bad_payload");
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    hookgate.signal("TERM");
+    hookgate.wait_exit();
+    hookgate.log_lines().iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_filter_of_another_program_does_not_silence_hookgate() {
+    for nothing in ["off", "hyper=debug", "hookgate=off", "some_other_program=trace"] {
+        let log = log_with(nothing);
+        assert!(log.iter().any(|line| line["outcome"] == "bad_payload"), "{nothing}: {log:#?}");
+        assert!(!log.iter().any(|line| line["message"] == "delivery"), "{nothing}: {log:#?}");
+        let said = log.iter().find(|line| line["filter"] == nothing);
+        let said = said.unwrap_or_else(|| panic!("{nothing}: {log:#?}"));
+        assert!(said["message"].as_str().unwrap().contains("RUST_LOG"), "{said}");
+    }
+    // What leaves something is obeyed, and said too.
+    let log = log_with("error");
+    assert!(log.iter().any(|line| line["filter"] == "error"), "{log:#?}");
+    assert!(!log.iter().any(|line| line["outcome"] == "bad_payload"), "{log:#?}");
+    // What is not a filter is ignored, and that is said.
+    let log = log_with("hookgate=loud");
+    assert!(log.iter().any(|line| line["message"].as_str().unwrap().contains("ignored")), "{log:#?}");
+    assert!(log.iter().any(|line| line["message"] == "delivery"), "{log:#?}");
+}

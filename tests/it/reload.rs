@@ -484,9 +484,9 @@ fn the_log_level_changes_by_a_reload() {
     reload(&hookgate, "success");
     let silent = Delivery::good();
     hookgate.send(&silent).assert_forwarded(200);
-    hookgate.send(&Delivery::good().forged()).assert_refused(401, "bad_signature");
+    hookgate.send(&Delivery::good().body("[]")).assert_refused(422, "bad_payload");
     // The later line is there, so the earlier one is not coming.
-    hookgate.wait_for_log(|line| line["outcome"] == "bad_signature");
+    hookgate.wait_for_log(|line| line["outcome"] == "bad_payload");
     assert_eq!(lines_with(&hookgate, &id_of(&silent)), 0);
     edit(&hookgate, "level = \"warn\"", "level = \"info\"");
     reload(&hookgate, "success");
@@ -560,16 +560,16 @@ fn warnings_are_said_once() {
     // It stands elsewhere, and says the same.
     edit(&hookgate, "[[webhook]]", "\n\n[[webhook]]");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 2, "doubtful configuration"), 1);
+    assert_eq!(lines_after(&hookgate, 2, "configuration warning"), 1);
     edit(&hookgate, "\"environments\"", "\"environments\", \"change_requests\"");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 3, "doubtful configuration"), 2);
+    assert_eq!(lines_after(&hookgate, 3, "configuration warning"), 2);
     // What was mended and is wrong again is said again.
     edit(&hookgate, ", \"change_requests\"", "");
     reload(&hookgate, "success");
     edit(&hookgate, "\"environments\"", "\"environments\", \"change_requests\"");
     reload(&hookgate, "success");
-    assert_eq!(lines_after(&hookgate, 5, "doubtful configuration"), 3);
+    assert_eq!(lines_after(&hookgate, 5, "configuration warning"), 3);
 }
 
 #[test]
@@ -681,4 +681,41 @@ fn a_thousand_reloads_lose_and_misjudge_nothing() {
     // The connections that are kept to the service, one for each of those that sent at a time, and no others.
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
     eventually("descriptors are given back", || (hookgate.descriptors() <= before + 8).then_some(()));
+}
+
+/// The names of the keys are enough to find what somebody did, and no value is among them.
+#[test]
+fn a_reload_says_which_keys_have_changed() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .webhook("name = \"esc\"")
+        .file("token", "mark-of-the-old-token")
+        .destination("name = \"app\"\nheaders = { Authorization = { file = \"{dir}/token\" } }")
+        .section("[log]\nlevel = \"info\"")
+        .start();
+    let mut reloads = 0;
+    let mut says = |changed: &str| {
+        hookgate.signal("HUP");
+        reloads += 1;
+        lines_after(&hookgate, reloads, "the configuration was reloaded");
+        let all = hookgate.log_lines();
+        let line = all.iter().rfind(|line| line.contains("the configuration was reloaded")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["changed"], &line["level"]), (&changed.into(), &"INFO".into()), "{line}");
+        assert!(line["config.digest"].is_string(), "{line}");
+    };
+    says("nothing");
+    edit(&hookgate, "\"environments\"", "\"environments\", \"stacks\"");
+    edit(&hookgate, "level = \"info\"", "# A comment.\nlevel = \"debug\"");
+    says("log.level, webhook.esc.events");
+    replace(&hookgate.dir().join("secret"), NEW);
+    says("webhook.esc.secret");
+    replace(&hookgate.dir().join("token"), "mark-of-the-new-token");
+    says("webhook.esc.destination.app.headers");
+    edit(&hookgate, "name = \"esc\"", "name = \"other\"");
+    says("webhook.esc, webhook.other");
+    let log = hookgate.log_lines().join("\n");
+    for secret in [NEW, "mark-of-the"] {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
 }

@@ -234,6 +234,11 @@ impl Setup {
     pub(crate) fn start(self) -> Hookgate {
         Hookgate::start(self)
     }
+
+    /// Starts what does not say where it listens: on a unix socket that is known beforehand.
+    pub(crate) fn start_unheard(self) -> Hookgate {
+        Hookgate::start_unheard(self)
+    }
 }
 
 /// The running service; killed at the end of the test.
@@ -256,6 +261,17 @@ impl Hookgate {
         let mut this = Self { child, config, setup, log, errors, webhook: nowhere.clone(), ops: nowhere };
         this.webhook = this.listening("webhook");
         this.ops = this.listening("ops");
+        this
+    }
+
+    fn start_unheard(setup: Setup) -> Self {
+        let config = setup.write();
+        let (child, log, errors) = launch(&setup, &config);
+        let dir = setup.dir.path().to_str().unwrap();
+        let webhook = Address::parse(&setup.listen.replace("{dir}", dir)).expect("an address");
+        let ops = Address::Unix(PathBuf::new());
+        let this = Self { child, config, setup, log, errors, webhook, ops };
+        eventually("it listens", || this.webhook.connect().ok());
         this
     }
 
