@@ -1,5 +1,6 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod aside;
 mod descriptors;
 mod lanes;
 mod ops;

@@ -97,8 +97,20 @@ impl Config {
     ///
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
+        Self::load_telling(path, &|_| {})
+    }
+
+    /// The same, and `tell` is told of each file before it is read.
+    ///
+    /// # Errors
+    ///
+    /// A [`Report`] of every mistake.
+    pub fn load_telling(path: &Path, tell: &dyn Fn(&Path)) -> Result<Self, Report> {
+        tell(path);
         let look = Look::at(path);
-        let mut config = Self::parse(path, &read(path)?)?;
+        let text = read(path)?;
+        let now = SystemTime::now();
+        let mut config = Self::parse_with(Context::new(path, &text, now, &variable).telling(tell))?;
         // It was looked at before its text was read.
         if let Some(first) = config.looks.first_mut() {
             *first = look;
@@ -122,7 +134,11 @@ impl Config {
         now: SystemTime,
         variable: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Report> {
-        let context = Context::new(path, text, now, variable);
+        Self::parse_with(Context::new(path, text, now, variable))
+    }
+
+    fn parse_with(context: Context<'_>) -> Result<Self, Report> {
+        let (path, text) = (context.file, context.text);
         context.name_file(path);
         let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =

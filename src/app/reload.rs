@@ -2,21 +2,27 @@
 //!
 //! A configuration is put in force as a whole or not at all, and only if its files stood still while they were read.
 //! A request keeps the webhooks that were in force when its head was complete, secrets included. Reading happens on a
-//! thread of its own, so that slow files hold up neither requests nor the end.
+//! thread of its own, so that slow files hold up neither requests nor the end. One that hangs is reported and left alone:
+//! see [`Aside`].
 
 use std::{
-    path::PathBuf,
+    fmt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::watch,
 };
 use tracing::{error, info, warn};
 
-use super::{BuildError, queue, watch::Watch};
+use super::{
+    BuildError,
+    aside::{Aside, NotDone, Progress},
+    queue,
+    watch::Watch,
+};
 use crate::{
     config::{self, Config, Fingerprints, Look, Mistake, Report},
     delivery::{
@@ -89,11 +95,35 @@ pub(super) fn hangups() -> Option<Signal> {
         .ok()
 }
 
+/// What was read, and how the files looked before.
+struct Loaded {
+    watch: Watch,
+    what: What,
+}
+
+enum What {
+    /// The files never came to rest.
+    Moving,
+    /// There are mistakes.
+    Wrong(Report),
+    /// It is a configuration that cannot be put in force, for this reason.
+    Unfit(String),
+    /// What is to be in force. The configuration is without its webhooks.
+    Good(Box<Config>, Routes),
+}
+
+/// The most threads that are left alone because what they read hangs.
+const MOST_HANGING: usize = 8;
+
 impl Source {
     /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
     pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
         let this = Arc::new((self, serving));
-        let mut watch = Watch::since(this.0.files.clone(), this.0.looks.clone());
+        let (source, serving) = &*this;
+        let mut watch = Watch::since(source.files.clone(), source.looks.clone());
+        // Who looks waits for one look; who reads waits for none that hangs, so that mended files can be read.
+        let (looks, reads) = (Aside::new(1), Aside::new(MOST_HANGING));
+        let mut hangs = false;
         loop {
             let hangup = async {
                 match &mut hangups {
@@ -101,100 +131,111 @@ impl Source {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                _ = hangup => {}
-                () = watch.changed() => {}
-            }
-            let (worker, files) = (Arc::clone(&this), watch.files().to_vec());
-            let reloaded = aside(move || {
-                let (source, serving) = &*worker;
-                source.reload(serving, files)
-            });
-            match reloaded.await {
-                Some(looked) => watch = looked,
-                None => error!("the configuration was not reloaded: the thread that reads it failed"),
-            }
-        }
-    }
-
-    /// Puts the file's configuration in force, or leaves the one that is. The files as they looked before.
-    fn reload(&self, serving: &Serving, files: Vec<PathBuf>) -> Watch {
-        let (mut watch, loaded) = self.load(files);
-        let Some(loaded) = loaded else {
-            info!("the configuration's files are changing: it is reloaded when they have come to rest");
-            return watch;
-        };
-        let done = match loaded {
-            Ok(config) => {
-                let (files, digest) = (config.files.clone(), config.digest.clone());
-                match self.put_in_force(config, serving) {
-                    Some(changed) => {
-                        watch.only(&files);
-                        info!(changed, config.digest = digest, "the configuration was reloaded");
-                        true
-                    }
-                    None => false,
+            let looked = tokio::select! {
+                _ = hangup => Ok(()),
+                changed = watch.changed(&looks) => changed,
+                // What was in vain has not been said again by anybody.
+                () = async { looks.all_are_back().await; reads.all_are_back().await }, if hangs => Ok(()),
+            };
+            let loaded = match looked {
+                Ok(()) => {
+                    let (worker, files) = (Arc::clone(&this), watch.files().to_vec());
+                    reads.run(move |progress| worker.0.load(&worker.1, files, progress)).await
+                }
+                Err(error) => Err(error),
+            };
+            hangs = matches!(loaded, Err(NotDone::Hangs(_) | NotDone::TooMany(_)));
+            match loaded {
+                Ok(Loaded { watch: looked, what }) => {
+                    watch = looked;
+                    source.take(serving, &mut watch, what);
+                }
+                Err(error) => {
+                    error!(%error, "the configuration was not reloaded: its files cannot be read; the old one stays in force");
+                    serving.gate.metrics.reload(false);
                 }
             }
-            Err(report) => {
-                for mistake in report.mistakes() {
-                    error!(mistake = %mistake, "the new configuration is wrong");
-                }
-                false
-            }
-        };
-        if !done {
-            error!("the configuration was not reloaded: the old one stays in force");
         }
-        serving.gate.metrics.reload(done);
-        watch
     }
 
     /// Reads the file and what it names, until nothing changed meanwhile: halves of two versions are no configuration.
-    /// `None`: it never came to rest. What a wrong configuration names is watched too, as it may be what is missing.
-    fn load(&self, mut files: Vec<PathBuf>) -> (Watch, Option<Result<Config, Report>>) {
+    /// What a wrong configuration names is watched too, as it may be what is missing.
+    fn load(&self, serving: &Serving, mut files: Vec<PathBuf>, progress: &Progress) -> Loaded {
+        let tell: &dyn Fn(&Path) = &|file| progress.at(file);
         let mut attempt = 1;
         loop {
-            let watch = Watch::new(files);
-            let loaded = Config::load(&self.path);
+            let watch = Watch::new(files, tell);
+            let loaded = Config::load_telling(&self.path, tell);
             let named = loaded.as_ref().map_or_else(Report::files, |config| &config.files);
-            if watch.stood_still(named) {
-                return (watch, Some(loaded));
+            if watch.stood_still(named, tell) {
+                let what = match loaded {
+                    Ok(config) => self.prepare(config, serving),
+                    Err(report) => What::Wrong(report),
+                };
+                return Loaded { watch, what };
             }
             if attempt == ATTEMPTS {
-                return (watch, None);
+                return Loaded { watch, what: What::Moving };
             }
             attempt += 1;
             files = watch.and(named);
         }
     }
 
-    /// The keys that have changed, where it is in force now.
-    fn put_in_force(&self, config: Config, serving: &Serving) -> Option<String> {
-        let Serving { settings, tls, gate, lanes, recipients } = serving;
+    /// Prepares a configuration: the authorities of the platform are read here too.
+    fn prepare(&self, mut config: Config, serving: &Serving) -> What {
         // What is in force goes without a queue, and cannot serve a webhook that needs one.
         if self.queue.is_none() && config.webhooks.iter().any(|webhook| needs_queue(&webhook.settings)) {
-            error!(
-                "the new configuration needs a restart: several destinations, `order` and `coalesce` need the queue"
+            return What::Unfit(
+                "it needs a restart: several destinations, `order` and `coalesce` need the queue".into(),
             );
-            return None;
         }
-        let restart = self.restart_for(settings, tls.is_some(), &config);
-        let old = gate.routes.load_full();
-        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
-        let routes = routes(webhooks, &gate.metrics, *lanes, &old).and_then(|routes| {
-            if let (Some(tls), Some(new)) = (tls, &config.tls) {
-                tls.replace(&new.identity)?;
+        let webhooks = std::mem::take(&mut config.webhooks).into_iter().map(|webhook| webhook.settings);
+        match routes(webhooks, &serving.gate.metrics, serving.lanes, &serving.gate.routes.load_full()) {
+            Ok(routes) => What::Good(Box::new(config), routes),
+            Err(error) => What::Unfit(error.to_string()),
+        }
+    }
+
+    /// Puts what was read in force, or leaves what is.
+    fn take(&self, serving: &Serving, watch: &mut Watch, what: What) {
+        let wrong = |error: &dyn fmt::Display| error!(%error, "the new configuration is wrong");
+        let done = match what {
+            What::Moving => {
+                info!("the configuration's files are changing: it is reloaded when they have come to rest");
+                return;
             }
-            Ok(routes)
-        });
-        let routes = match routes {
-            Ok(routes) => routes,
-            Err(error) => {
-                error!(%error, "the new configuration is wrong");
-                return None;
+            What::Wrong(report) => {
+                for mistake in report.mistakes() {
+                    error!(mistake = %mistake, "the new configuration is wrong");
+                }
+                false
             }
+            What::Unfit(error) => {
+                wrong(&error);
+                false
+            }
+            What::Good(config, routes) => match replace_identity(serving.tls.as_ref(), &config) {
+                Ok(()) => {
+                    watch.only(&config.files);
+                    self.put_in_force(*config, routes, serving);
+                    true
+                }
+                Err(error) => {
+                    wrong(&error);
+                    false
+                }
+            },
         };
+        if !done {
+            error!("the configuration was not reloaded: the old one stays in force");
+        }
+        serving.gate.metrics.reload(done);
+    }
+
+    fn put_in_force(&self, config: Config, routes: Routes, serving: &Serving) {
+        let Serving { settings, tls, gate, recipients, .. } = serving;
+        let restart = self.restart_for(settings, tls.is_some(), &config);
         let ruled = self.log.as_ref().is_some_and(|log| !log.set_level(&config.log.level));
         let changed = self.tell(config.warnings, restart, config.fingerprints);
         if ruled && changed.iter().any(|key| key == "log.level") {
@@ -205,7 +246,7 @@ impl Source {
         if let Some(recipients) = recipients {
             recipients.send_replace(queue::recipients(&routes));
         }
-        Some(list(&changed))
+        info!(changed = list(&changed), config.digest = config.digest, "the configuration was reloaded");
     }
 
     /// The keys whose new values wait for a restart.
@@ -313,17 +354,11 @@ fn changed_of_queue(old: Option<&config::Queue>, new: Option<&config::Queue>) ->
     keys
 }
 
-/// Does work that may take long, or for ever, away from the threads that serve.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, result) = oneshot::channel();
-    let thread = thread::Builder::new().name("reload".into()).spawn(move || drop(done.send(work())));
-    match thread {
-        // The end of the service does not wait for it.
-        Ok(_thread) => result.await.ok(),
-        Err(error) => {
-            error!(%error, "cannot start a thread");
-            None
-        }
+/// Shows senders the certificate of the new configuration, where there is one.
+fn replace_identity(tls: Option<&server_tls::Tls>, config: &Config) -> Result<(), rustls::Error> {
+    match (tls, &config.tls) {
+        (Some(tls), Some(new)) => tls.replace(&new.identity),
+        _ => Ok(()),
     }
 }
 

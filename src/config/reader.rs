@@ -26,8 +26,10 @@ use super::{
 
 /// What a file is read with: where mistakes are collected, and what the file is read against.
 pub(super) struct Context<'c> {
-    file: &'c Path,
-    text: &'c str,
+    pub(super) file: &'c Path,
+    pub(super) text: &'c str,
+    /// Who is told of each file before it is read.
+    tell: &'c dyn Fn(&Path),
     /// What counts as now.
     pub(super) now: SystemTime,
     /// The environment's variables.
@@ -61,7 +63,11 @@ impl<'c> Context<'c> {
         variable: &'c dyn Fn(&str) -> Option<OsString>,
     ) -> Self {
         let (mistakes, warnings, files, looks, contents) = Default::default();
-        Self { file, text, now, variable, mistakes, warnings, files, looks, contents }
+        Self { file, text, tell: &|_| {}, now, variable, mistakes, warnings, files, looks, contents }
+    }
+
+    pub(super) fn telling(self, tell: &'c dyn Fn(&Path)) -> Self {
+        Self { tell, ..self }
     }
 
     /// Notes what is wrong at a byte offset.
@@ -90,6 +96,7 @@ impl<'c> Context<'c> {
 
     /// Remembers a file that the configuration names. To be called before it is read.
     pub(super) fn name_file(&self, path: &Path) {
+        (self.tell)(path);
         let mut files = self.files.borrow_mut();
         if !files.iter().any(|known| known == path) {
             files.push(path.to_owned());
@@ -99,6 +106,7 @@ impl<'c> Context<'c> {
 
     /// Reads a file that was named.
     pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
+        (self.tell)(path);
         let read = read_bounded(path, limit)?;
         self.contents.borrow_mut().insert(path.to_owned(), fingerprint::content(&read));
         Ok(read)

@@ -312,6 +312,50 @@ fn a_reload_that_hangs_holds_up_neither_requests_nor_the_end() {
     assert_eq!(hookgate.wait_exit().code(), Some(0));
 }
 
+/// A secret that was withdrawn must not stay in force because what took its place for a moment cannot be read.
+#[test]
+fn a_reload_that_hangs_is_reported_and_the_next_one_happens() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let secret = hookgate.dir().join("secret");
+    for (round, name) in (1_u8..).zip([NEW, "another secret, newer still"]) {
+        // Nobody ever writes to this one, nor opens it again once it is replaced.
+        let pipe = secret.with_extension("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        fs::rename(&pipe, &secret).unwrap();
+        hookgate.signal("HUP");
+        hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 0.0);
+        assert!(reloads(&hookgate, "failure") >= f64::from(round));
+        let line = hookgate.wait_for_log(|line| {
+            line["level"] == "ERROR"
+                && line["error"].as_str().is_some_and(|error| error.contains(secret.to_str().unwrap()))
+        });
+        assert!(line["message"].as_str().unwrap().contains("was not reloaded"), "{line}");
+        assert_eq!(hookgate.ops("/readyz").status, 200);
+        replace(&secret, name);
+        hookgate.signal("HUP");
+        hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 1.0);
+        assert!(is_in_force(&hookgate, name));
+        assert!(!is_in_force(&hookgate, SECRET));
+    }
+}
+
+/// Nobody says anything: the file has changed, and then it can be read again.
+#[test]
+fn what_hung_is_read_again_by_itself() {
+    let upstream = Upstream::always(Reply::ok());
+    let (hookgate, pipe) = with_a_pipe(&upstream);
+    hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 0.0);
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    // The thread that hangs comes back, and what it has read is thrown away.
+    drop(writer(&pipe));
+    fs::remove_file(&pipe).unwrap();
+    fs::write(&pipe, "token").unwrap();
+    hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 1.0);
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    assert_eq!(upstream.requests().last().unwrap().header("authorization"), Some("token"));
+}
+
 /// A request is judged by the secrets that were in force when its head was complete.
 #[test]
 fn a_request_keeps_the_secrets_it_began_with() {
