@@ -3,11 +3,7 @@
 //!
 //! Builds for development ask nobody: they would be made anew after each commit.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::disallowed_methods,
-    reason = "a build script is told by the environment, and speaks to Cargo by what it prints"
-)]
+#![expect(clippy::disallowed_methods, reason = "a build script is told by the environment")]
 
 use std::{env, fs, path::Path, process::Command};
 

@@ -7,8 +7,8 @@ mod ops;
 mod privacy;
 mod queue;
 mod reload;
-mod threads;
 mod start;
+mod threads;
 mod watch;
 
 use std::{
@@ -172,6 +172,7 @@ impl App {
             upstream_lanes,
             &Routes::default(),
         )?;
+        reload::tell_expiries(&routes, &metrics);
         let queue = match &config.queue {
             None => None,
             Some(settings) => {
@@ -201,6 +202,7 @@ impl App {
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,
                 Outcome::all().map(Outcome::label),
+                std::iter::empty(),
                 std::iter::empty(),
             )),
             metrics,
@@ -258,7 +260,7 @@ impl App {
             async move { strangers.tell_every_second().await }
         });
         let mut ops = JoinSet::new();
-        let answers = Ops { readiness: readiness.clone(), gate: self.gate.clone() };
+        let answers = Ops::new(readiness.clone(), self.gate.clone());
         ops::spawn(self.ops, answers, ops_drain.clone(), over.clone(), &mut ops);
         let mut lanes = spawn_lanes(
             &self.webhooks,

@@ -16,8 +16,8 @@ pub mod route;
 pub mod server;
 pub mod tls;
 mod trace;
-pub mod unreadable;
 mod trail;
+pub mod unreadable;
 
 pub use body::Budget;
 pub use connection::Shared;

@@ -135,6 +135,7 @@ mod tests {
             assert_eq!(aside.away(), away);
         }
         assert!(matches!(aside.run(|_| ()).await, Err(NotDone::TooMany(2))));
+        tokio::time::resume();
         held.clear();
         aside.all_are_back().await;
         assert_eq!(aside.run(|_| 5).await.ok(), Some(5));

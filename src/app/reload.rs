@@ -241,6 +241,7 @@ impl Source {
         if ruled && changed.iter().any(|key| key == "log.level") {
             warn!("`log.level` has no effect as long as RUST_LOG is set");
         }
+        tell_expiries(&routes, &gate.metrics);
         let routes = Arc::new(routes);
         gate.routes.store(Arc::clone(&routes));
         if let Some(recipients) = recipients {
@@ -362,6 +363,15 @@ fn replace_identity(tls: Option<&server_tls::Tls>, config: &Config) -> Result<()
     }
 }
 
+/// Says in the metrics when the secrets in force expire.
+pub(super) fn tell_expiries(routes: &Routes, metrics: &Metrics) {
+    let secrets = routes.webhooks().flat_map(|webhook| {
+        let keys = webhook.verifier.keys().iter();
+        keys.filter_map(|key| Some((webhook.name.as_str(), key.name(), key.expires()?)))
+    });
+    metrics.secrets_expire(secrets);
+}
+
 /// Prepares the webhooks of a configuration. What of the `old` ones did not change keeps its open connections.
 pub(super) fn routes(
     settings: impl Iterator<Item = route::Settings>,
@@ -382,7 +392,12 @@ pub(super) fn routes(
             let destinations = destinations.collect::<Result<_, BuildError>>()?;
             let secrets = settings.verifier.keys().iter().map(|key| key.name());
             let webhook = Webhook {
-                metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
+                metrics: metrics.webhook(
+                    &settings.name,
+                    Outcome::all().map(Outcome::label),
+                    Webhook::event_labels(),
+                    secrets,
+                ),
                 name: settings.name,
                 verifier: settings.verifier,
                 filter: settings.filter,

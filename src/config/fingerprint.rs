@@ -124,7 +124,7 @@ fn add(print: &mut Xxh3, value: &DeValue<'_>, contents: &Contents) {
         DeValue::Table(table) => {
             text(b'{', "");
             let mut members: Vec<_> = table.iter().map(|(key, value)| (key.get_ref(), value)).collect();
-            members.sort_by(|(a, _), (b, _)| a.cmp(b));
+            members.sort_by_key(|(key, _)| *key);
             for (key, value) in members {
                 print.update(&key.len().to_le_bytes());
                 print.update(key.as_bytes());

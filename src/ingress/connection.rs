@@ -101,11 +101,6 @@ impl Shared {
         Some(self.address.get_or_init(|| peer.to_string()))
     }
 
-    /// The sender's socket address, where it has one.
-    pub const fn peer(&self) -> Peer {
-        self.peer
-    }
-
     fn phase(&self) -> Phase {
         match self.phase.load(Relaxed) {
             0 => Phase::Opened,

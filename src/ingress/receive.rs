@@ -20,16 +20,16 @@ use hyper::{
     http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     Shared, TrustedProxies,
     body::{self, Budget, Held},
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
-    route::Routes,
+    route::{Routes, Webhook},
     server::{Handler, Peer},
-    trail::{Trail, saw},
+    trail::{Trail, saw, saw_tag},
     unreadable::Unreadable,
 };
 use crate::{
@@ -39,7 +39,7 @@ use crate::{
         dispatch::{Dispatch, Dispatched},
     },
     ops::{
-        log::Limiter,
+        log::{Limiter, STRANGERS},
         metrics::{ForWebhook, Metrics},
     },
     upstream::Failure,
@@ -154,6 +154,7 @@ impl Handler for Gate {
         if self.strangers.admits("unreadable") {
             let address = peer.map(|peer| peer.to_string());
             info!(
+                target: STRANGERS,
                 looks_like = what.label(),
                 client.address = address,
                 reason = about,
@@ -229,6 +230,7 @@ impl Gate {
         let delivery = Delivery::identify(&verified, id, kind)
             .map_err(|error| Refusal { rejection: Rejection::BadPayload, reason: Reason::Payload(error) })?;
         let event = delivery.event();
+        webhook.metrics.event(Webhook::event_number(&delivery));
         trail.event = Some(event.map_or(kind.as_str(), |event| event.name));
 
         // Filter.
@@ -241,9 +243,10 @@ impl Gate {
             }
             Verdict::Ignore(unwanted) => {
                 trail.filtered = Some(match unwanted {
+                    Unwanted::Misfit => ("events", saw(Some(kind.as_str()), "")),
                     Unwanted::Event => ("events", saw(trail.event, "")),
                     Unwanted::Environment => ("environments", saw(environment(&delivery), "no environment")),
-                    Unwanted::Tag => ("tags", saw(delivery.tag(), "no tag")),
+                    Unwanted::Tag => ("tags", saw_tag(delivery.tag())),
                 });
                 trail.reason = Some(Reason::Said(unwanted.reason()));
                 return Ok(Answer::done(Outcome::Filtered));

@@ -5,7 +5,12 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     delivery::destination::{self, Destination},
     ops::metrics::ForWebhook,
-    webhook::{filter::Filter, signature::Verifier},
+    webhook::{
+        event::{EVENTS, PING},
+        filter::Filter,
+        payload::Delivery,
+        signature::Verifier,
+    },
 };
 
 /// One configured `[[webhook]]`.
@@ -41,6 +46,20 @@ pub struct Webhook {
 /// As much of a wrong path is compared, with as many right ones: it is the sender who decides how often.
 const LONGEST_COMPARED: usize = 256;
 const MOST_COMPARED: usize = 256;
+
+impl Webhook {
+    /// What a webhook counts its deliveries by, in the order of [`Webhook::event_number`].
+    pub fn event_labels() -> impl Iterator<Item = &'static str> {
+        EVENTS.iter().map(|event| event.name).chain([PING, "other"])
+    }
+
+    /// The number of a delivery's label.
+    #[must_use]
+    pub fn event_number(delivery: &Delivery<'_>) -> usize {
+        let others = if delivery.is_ping() { EVENTS.len() } else { EVENTS.len() + 1 };
+        delivery.event_number().unwrap_or(others)
+    }
+}
 
 /// All webhooks, by their exact paths.
 #[derive(Debug, Default)]

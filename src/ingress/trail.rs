@@ -18,7 +18,10 @@ use super::{
 };
 use crate::{
     ops::log::{STRANGERS, milliseconds, shown},
-    webhook::headers::{DeliveryId, EventKind},
+    webhook::{
+        headers::{DeliveryId, EventKind},
+        payload::Tag,
+    },
 };
 
 /// What is known of a request.
@@ -143,4 +146,13 @@ impl Trail<'_> {
 /// What a filter saw, in the words of a person.
 pub(super) fn saw<'s>(value: Option<impl Into<Cow<'s, str>>>, nothing: &'static str) -> String {
     value.map_or_else(|| nothing.to_owned(), |value| shown(&value.into()))
+}
+
+/// What a filter by tags saw.
+pub(super) fn saw_tag(tag: Tag<'_>) -> String {
+    match tag {
+        Tag::None => "no tag".into(),
+        Tag::Named(tag) => shown(tag),
+        Tag::Unreadable => "a tag that is not text".into(),
+    }
 }

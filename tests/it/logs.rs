@@ -360,7 +360,7 @@ fn a_lost_request_says_where_it_went_and_where_it_may_belong() {
     let long = format!("/{}", "x".repeat(5000));
     hookgate.send(&Delivery::good().to(&long).id("long")).assert_refused(404, "not_found");
     let line = hookgate.wait_for_log(|line| line["claimed.id"] == "long");
-    assert_eq!(line["path"], long[..128], "{line}");
+    assert_eq!(line["path"].as_str(), long.get(..128), "{line}");
 }
 
 /// Whoever knows Pulumi's own log of deliveries finds there whose signature was wrong.
@@ -474,7 +474,7 @@ fn the_first_line_says_what_starts() {
     assert!(line["commit"].as_str().is_some_and(|commit| !commit.is_empty()), "{line}");
     assert_eq!(line["config.file"], hookgate.config().to_str().unwrap(), "{line}");
     let digest = sha256(&std::fs::read(hookgate.config()).unwrap());
-    assert_eq!(line["config.digest"], digest[..12], "{line}");
+    assert_eq!(line["config.digest"].as_str(), digest.get(..12), "{line}");
     assert_eq!((&line["webhooks"], &line["destinations"]), (&2.into(), &2.into()), "{line}");
     assert_eq!((&line["mode"], &line["store"]), (&"queued".into(), &"sqlite".into()), "{line}");
     let direct = Setup::new(&upstream).start();

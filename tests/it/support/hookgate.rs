@@ -374,6 +374,15 @@ impl Hookgate {
         connection.answer()
     }
 
+    /// The metrics for a scraper that accepts this; `""` says nothing about it.
+    pub(crate) fn scrape(&self, accept: &str) -> Answer {
+        let accept = if accept.is_empty() { String::new() } else { format!("Accept: {accept}\r\n") };
+        let mut connection = Connection::open(&self.ops);
+        let head = format!("GET /metrics HTTP/1.1\r\nHost: ops.test\r\n{accept}Connection: close\r\n\r\n");
+        connection.send(head.as_bytes());
+        connection.answer()
+    }
+
     pub(crate) fn metrics(&self) -> Metrics {
         let answer = self.ops("/metrics");
         assert_eq!(answer.status, 200, "{answer:?}");
