@@ -2,7 +2,9 @@
 
 mod aside;
 mod descriptors;
+mod doubts;
 mod lanes;
+mod memory;
 mod ops;
 mod privacy;
 mod queue;
@@ -31,7 +33,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-pub use descriptors::{doubt_descriptors, raise_descriptor_limit};
+pub use descriptors::raise_descriptor_limit;
+pub use doubts::doubts;
 use lanes::spawn_lanes;
 use ops::Ops;
 pub use privacy::forbid_dumps;
@@ -209,8 +212,8 @@ impl App {
             lane: 0,
         };
         let tls = config.tls.map(|tls| server_tls::Tls::try_new(&tls.identity)).transpose()?;
-        let (webhooks, webhook) = bind("server.listen", &config.server.listen)?;
-        let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen))?;
+        let (webhooks, webhook) = bind("server.listen", &config.server.listen, config.server.listen_mode)?;
+        let (ops, ops_address) = bind("ops.listen", &Address::Tcp(config.ops.listen), 0)?;
         let addresses = Addresses { webhook, ops: ops_address };
         let source = Source {
             path: config.path,
@@ -373,8 +376,8 @@ async fn all(tasks: &mut JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-fn bind(key: &'static str, address: &Address) -> Result<(Listener, Address), BuildError> {
-    let bound = Listener::bind(address).and_then(|listener| Ok((listener.address()?, listener)));
+fn bind(key: &'static str, address: &Address, mode: u32) -> Result<(Listener, Address), BuildError> {
+    let bound = Listener::bind(address, mode).and_then(|listener| Ok((listener.address()?, listener)));
     let (bound, listener) =
         bound.map_err(|source| BuildError::Bind { key, address: address.clone(), source })?;
     Ok((listener, bound))

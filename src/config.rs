@@ -12,7 +12,10 @@ mod destination;
 mod file;
 mod fingerprint;
 mod look;
+mod names;
 mod origin;
+mod own;
+mod patterns;
 mod queue;
 mod reader;
 mod report;
@@ -23,11 +26,13 @@ use std::{
     collections::HashSet,
     ffi::OsString,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
 use toml::{Spanned, de::DeTable};
+use zeroize::Zeroizing;
 
 pub use self::{
     certificates::IdentityFiles,
@@ -35,9 +40,9 @@ pub use self::{
     file::ServerTls,
     fingerprint::Fingerprints,
     look::Look,
-    origin::{Origin, SecretSourceError, Source, secret_from_env, secret_from_file},
+    origin::{Origin, SecretSourceError, Source, bytes_from_env, secret_from_file},
     queue::Queue,
-    report::{Mistake, Place, Report},
+    report::{Mistake, Place, Report, is_hidden},
     units::{parse_duration, parse_instant, show_duration, show_instant, show_size},
     webhook::Webhook,
 };
@@ -47,8 +52,10 @@ use self::{
 };
 use crate::{
     delivery::{dedupe, queue::Recipient},
+    files::{Patience, Why},
     ingress::server,
     ops::{self, log},
+    webhook::mangled,
 };
 
 /// Where the configuration is looked for last.
@@ -78,7 +85,7 @@ pub struct Config {
     pub queue: Option<Queue>,
     /// `[[webhook]]`, at least one.
     pub webhooks: Vec<Webhook>,
-    /// What is doubtful and not wrong, in the order of the file.
+    /// What is to be warned of and not wrong, in the order of the file.
     pub warnings: Vec<Mistake>,
     /// The file itself and every file that it names: what has to be watched for changes.
     pub files: Vec<PathBuf>,
@@ -97,20 +104,10 @@ impl Config {
     ///
     /// A [`Report`] of every mistake.
     pub fn load(path: &Path) -> Result<Self, Report> {
-        Self::load_telling(path, &|_| {})
-    }
-
-    /// The same, and `tell` is told of each file before it is read.
-    ///
-    /// # Errors
-    ///
-    /// A [`Report`] of every mistake.
-    pub fn load_telling(path: &Path, tell: &dyn Fn(&Path)) -> Result<Self, Report> {
-        tell(path);
-        let look = Look::at(path);
-        let text = read(path)?;
-        let now = SystemTime::now();
-        let mut config = Self::parse_with(Context::new(path, &text, now, &variable).telling(tell))?;
+        let patience = Patience::default();
+        let look = Look::within(&patience, path);
+        let text = read(path, &patience)?;
+        let mut config = Self::parse_with(path, &text, SystemTime::now(), &variable, &patience)?;
         // It was looked at before its text was read.
         if let Some(first) = config.looks.first_mut() {
             *first = look;
@@ -134,11 +131,17 @@ impl Config {
         now: SystemTime,
         variable: &dyn Fn(&str) -> Option<OsString>,
     ) -> Result<Self, Report> {
-        Self::parse_with(Context::new(path, text, now, variable))
+        Self::parse_with(path, text, now, variable, &Patience::default())
     }
 
-    fn parse_with(context: Context<'_>) -> Result<Self, Report> {
-        let (path, text) = (context.file, context.text);
+    fn parse_with(
+        path: &Path,
+        text: &str,
+        now: SystemTime,
+        variable: &dyn Fn(&str) -> Option<OsString>,
+        patience: &Patience,
+    ) -> Result<Self, Report> {
+        let context = Context::new(path, text, now, variable, patience);
         context.name_file(path);
         let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
@@ -183,45 +186,74 @@ impl QueueView {
     ///
     /// A [`Report`] of every mistake in `[queue]`.
     pub fn load(path: &Path) -> Result<Self, Report> {
-        Self::parse(path, &read(path)?)
+        let patience = Patience::default();
+        Self::parse(path, &read(path, &patience)?, &patience)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, Report> {
-        let context = Context::new(path, text, SystemTime::now(), &variable);
-        context.name_file(path);
-        let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
-        let view = {
-            let mut root = Table::root(&context, tree.get_ref());
-            Self { queue: file::queue_in(&mut root), recipients: webhook::recipients(&root) }
-        };
-        let findings = context.finish();
-        if findings.mistakes.is_empty() { Ok(view) } else { Err(report(findings)) }
+    fn parse(path: &Path, text: &str, patience: &Patience) -> Result<Self, Report> {
+        part(path, text, patience, |root| Self {
+            queue: file::queue_in(root, None),
+            recipients: webhook::recipients(root),
+        })
     }
 }
 
+/// `ops.listen` of a configuration file, in which everything else may be wrong. `patience` is for reading it.
+///
+/// # Errors
+///
+/// A [`Report`] of what is wrong with it.
+pub fn ops_listen(path: &Path, patience: &Patience) -> Result<SocketAddr, Report> {
+    part(path, &read(path, patience)?, patience, file::ops_listen_in)
+}
+
+/// Reads a part of a configuration, whatever is in the rest.
+fn part<T>(
+    path: &Path,
+    text: &str,
+    patience: &Patience,
+    read: impl FnOnce(&mut Table<'_>) -> T,
+) -> Result<T, Report> {
+    let context = Context::new(path, text, SystemTime::now(), &variable, patience);
+    context.name_file(path);
+    let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
+    let part = read(&mut Table::root(&context, tree.get_ref()));
+    let findings = context.finish();
+    if findings.mistakes.is_empty() { Ok(part) } else { Err(report(findings)) }
+}
+
 /// The text of a configuration file.
-fn read(path: &Path) -> Result<String, Report> {
+fn read(path: &Path, patience: &Patience) -> Result<Zeroizing<String>, Report> {
     let wrong = |place: Option<Place>, text: String| {
         let mistake = Mistake { file: path.to_owned(), place, key: String::new(), text };
         Report::new(vec![mistake], vec![path.to_owned()])
     };
-    let content = match origin::read_bounded(path, MAX_FILE) {
-        Ok(content) => content,
-        Err(SecretSourceError::Unreadable { reason, .. }) => {
-            let fix = match reason.kind() {
-                io::ErrorKind::NotFound => {
-                    format!("write one there, or name another with --config FILE or {PATH_VARIABLE}")
-                }
-                _ => "make it readable for hookgate's user".into(),
-            };
-            return Err(wrong(None, format!("the configuration cannot be read: {reason}; {fix}")));
+    let content = patience.read(path, MAX_FILE).map_err(|error| {
+        // The file's name begins the line.
+        let (told, fix) = match &error.why {
+            Why::Unreadable(reason) => {
+                let fix = match reason.kind() {
+                    io::ErrorKind::NotFound => {
+                        format!("write one there, or name another with --config FILE or {PATH_VARIABLE}")
+                    }
+                    _ => "make it readable for hookgate's user".into(),
+                };
+                (format!("the configuration cannot be read: {reason}"), fix)
+            }
+            why => (
+                format!("the configuration {why}"),
+                format!("put the file there, or name another with --config FILE or {PATH_VARIABLE}"),
+            ),
+        };
+        wrong(None, format!("{told}; {fix}"))
+    })?;
+    match str::from_utf8(&content.bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) if mangled::is_utf16(&content.bytes) => {
+            Err(wrong(Some(Place::of("", 0)), "the configuration is UTF-16; save it as UTF-8".into()))
         }
-        Err(error) => return Err(wrong(None, error.to_string())),
-    };
-    match str::from_utf8(&content) {
-        Ok(text) => Ok(text.to_owned()),
         Err(error) => {
-            let good = content.get(..error.valid_up_to()).unwrap_or_default();
+            let good = content.bytes.get(..error.valid_up_to()).unwrap_or_default();
             let place = Place::of(&String::from_utf8_lossy(good), usize::MAX);
             Err(wrong(Some(place), "the configuration is not UTF-8; save it as UTF-8".into()))
         }
@@ -230,12 +262,28 @@ fn read(path: &Path) -> Result<String, Report> {
 
 /// Reads TOML. What is left of a broken file says little, so nothing else is reported about it.
 fn tree<'t>(context: &Context<'_>, text: &'t str) -> Option<Spanned<DeTable<'t>>> {
+    // It would be one mistake for each line.
+    if let Some(at) = lone_return(text) {
+        context.mistake(
+            at,
+            "",
+            "the lines end with a carriage return alone: save the file with LF or CRLF at their ends",
+        );
+        return None;
+    }
     let (tree, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let at = error.span().map_or(0, |span| span.start);
         context.mistake(at, "", format_args!("not TOML: {}", error.message()));
     }
     errors.is_empty().then_some(tree)
+}
+
+/// Where a carriage return stands that no line feed follows.
+fn lone_return(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let alone = |at: &usize| bytes.get(*at) == Some(&b'\r') && bytes.get(at + 1) != Some(&b'\n');
+    (0..bytes.len()).find(alone)
 }
 
 fn report(findings: Findings) -> Report {

@@ -4,16 +4,22 @@
 //! is ever in a text. Files are read elsewhere, except for the platform's authorities; connections are opened
 //! elsewhere.
 
-use std::{error::Error, fmt, io, sync::Arc};
+mod verifier;
+mod words;
+
+use std::{fmt, sync::Arc};
 
 use memchr::memmem;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, InconsistentKeys, RootCertStore,
+    ClientConfig, InconsistentKeys, RootCertStore,
     crypto::{CryptoProvider, ring},
     sign::{CertifiedKey, SigningKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
+
+use verifier::Verifier;
+pub use words::{explain, explain_sender, is_refusal};
 
 /// The protocol that is spoken over TLS, on either side.
 pub const ALPN: &[u8] = b"http/1.1";
@@ -157,7 +163,11 @@ impl fmt::Debug for Identity {
 
 /// Whose certificates are trusted. Clones are cheap.
 #[derive(Clone)]
-pub struct Authorities(Arc<RootCertStore>);
+pub struct Authorities {
+    roots: Arc<RootCertStore>,
+    /// Certificates that were named one by one: a server may show one of these itself, even if it is an authority's.
+    named: Arc<[CertificateDer<'static>]>,
+}
 
 /// The platform has no usable root certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -174,10 +184,11 @@ impl Authorities {
     /// [`CertificatesError`].
     pub fn parse(pem: &[u8]) -> Result<Self, CertificatesError> {
         let mut roots = RootCertStore::empty();
-        for certificate in Certificates::parse(pem)?.0 {
-            roots.add(certificate).or(Err(CertificatesError::Unusable))?;
+        let named = Certificates::parse(pem)?.0;
+        for certificate in &named {
+            roots.add(certificate.clone()).or(Err(CertificatesError::Unusable))?;
         }
-        Ok(Self(Arc::new(roots)))
+        Ok(Self { roots: Arc::new(roots), named: named.into() })
     }
 
     /// Those of the platform, or those that `SSL_CERT_FILE` and `SSL_CERT_DIR` name.
@@ -189,13 +200,13 @@ impl Authorities {
         let mut roots = RootCertStore::empty();
         // A system's store may hold certificates that rustls does not take; the others serve.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        if roots.is_empty() { Err(NoRoots) } else { Ok(Self(Arc::new(roots))) }
+        if roots.is_empty() { Err(NoRoots) } else { Ok(Self { roots: Arc::new(roots), named: Arc::new([]) }) }
     }
 }
 
 impl fmt::Debug for Authorities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Authorities({})", self.0.len())
+        write!(f, "Authorities({})", self.roots.len())
     }
 }
 
@@ -210,83 +221,15 @@ pub fn client(
 ) -> Result<Arc<ClientConfig>, rustls::Error> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(Arc::clone(&authorities.0));
+        // It trusts what rustls' own trusts, and the very certificates that were named.
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Verifier::try_new(authorities)?));
     let mut config = match identity {
         Some(identity) => builder.with_client_cert_resolver(identity.resolver()),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
-}
-
-/// What TLS says about a connection that failed, in words for the operator; `None` if it says nothing.
-#[must_use]
-pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
-    let error = find(error)?;
-    Some(match error {
-        rustls::Error::InvalidCertificate(error) => explain_certificate(error),
-        rustls::Error::AlertReceived(alert) => explain_alert(*alert),
-        rustls::Error::InvalidMessage(_) => "what it answers is not TLS: is it plain HTTP?".into(),
-        other => other.to_string(),
-    })
-}
-
-/// Whether the other side ended the connection by a TLS alert: it does not want what TLS was made of.
-#[must_use]
-pub fn is_refusal(error: &(dyn Error + 'static)) -> bool {
-    matches!(find(error), Some(rustls::Error::AlertReceived(_)))
-}
-
-/// The TLS error among an error and its causes. An [`io::Error`] is not the cause of itself.
-fn find<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner: Option<&'e (dyn Error + 'static)> =
-            inner.map(|inner| -> &'e (dyn Error + 'static) { inner });
-        if let Some(found) = inner.unwrap_or(error).downcast_ref() {
-            return Some(found);
-        }
-        next = inner.or_else(|| error.source());
-    }
-    None
-}
-
-fn explain_certificate(error: &CertificateError) -> String {
-    match error {
-        CertificateError::UnknownIssuer => {
-            "its certificate is from an unknown issuer: none of the trusted authorities signed it".into()
-        }
-        CertificateError::ExpiredContext { time, not_after } => format!(
-            "its certificate has expired, {} s ago by this machine's clock",
-            time.as_secs().saturating_sub(not_after.as_secs())
-        ),
-        CertificateError::Expired => "its certificate has expired".into(),
-        CertificateError::NotValidYetContext { time, not_before } => format!(
-            "its certificate is not valid yet, for {} s more by this machine's clock",
-            not_before.as_secs().saturating_sub(time.as_secs())
-        ),
-        CertificateError::NotValidForNameContext { expected, presented } => {
-            let presented = if presented.is_empty() { "none".into() } else { presented.join(", ") };
-            format!("its certificate is for another name than {}: it names {presented}", expected.to_str())
-        }
-        CertificateError::NotValidForName => "its certificate is for another name".into(),
-        other => format!("its certificate is not valid: {other}"),
-    }
-}
-
-fn explain_alert(alert: AlertDescription) -> String {
-    use AlertDescription as Alert;
-
-    match alert {
-        Alert::CertificateRequired => "it demands a client certificate, and there is none".into(),
-        Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
-            format!("it refuses the client certificate, or that there is none (alert {alert:?})")
-        }
-        Alert::CertificateExpired => "it refuses the client certificate: that has expired".into(),
-        Alert::NoApplicationProtocol => "it does not speak HTTP/1.1".into(),
-        other => format!("it refuses the connection (alert {other:?})"),
-    }
 }
 
 #[cfg(test)]
@@ -347,22 +290,5 @@ mod tests {
         let printed = format!("{parsed:?} {:?}", identity(&cert, &key));
         assert_eq!(printed, "Key(..) Ok(Identity(..))");
         assert!(!printed.contains(key_line));
-    }
-
-    #[test]
-    fn a_tls_error_is_found_among_its_wrappings() {
-        let error = || rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        let once = io::Error::new(io::ErrorKind::InvalidData, error());
-        let twice = io::Error::other(io::Error::new(io::ErrorKind::InvalidData, error()));
-        let wrappings: [&(dyn Error + 'static); 3] = [&error(), &once, &twice];
-        for wrapped in wrappings {
-            assert!(explain(wrapped).is_some_and(|text| text.contains("unknown issuer")), "{wrapped}");
-            assert!(!is_refusal(wrapped));
-        }
-        let alert = io::Error::other(rustls::Error::AlertReceived(AlertDescription::CertificateRequired));
-        assert!(
-            is_refusal(&alert) && explain(&alert).is_some_and(|text| text.contains("client certificate"))
-        );
-        assert_eq!(explain(&io::Error::from(io::ErrorKind::ConnectionReset)), None);
     }
 }

@@ -2,14 +2,19 @@
 //!
 //! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
 //! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is no usable answer.
+//!
+//! A send puts its request on one connection, once. A pooled connection is used only if the system says that nothing has
+//! come on it and that it is not closed; one that breaks all the same may have brought the request to the upstream, and a
+//! `POST` is not repeated on a guess (RFC 9110, 9.2.2).
 
 mod answer;
 mod connect;
 mod connection;
+mod error;
+mod socket;
 pub mod target;
 
 use std::{
-    error::Error,
     fmt,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -17,14 +22,13 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{StatusCode, header::HeaderValue};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use connect::Connector;
 pub use connect::Tls;
 use connection::{Connection, Fault};
+pub use error::{Failure, SendError};
 use target::Target;
-
-use crate::tls;
 
 /// The most of an answer's body that is read, in bytes. The rest is not waited for.
 pub const MAX_ANSWER: usize = 64 << 10;
@@ -84,87 +88,6 @@ pub struct Reply {
     pub body: Bytes,
 }
 
-/// Why there is no usable answer. The text is for the log, not for the sender.
-#[derive(Debug, Clone)]
-pub struct SendError {
-    /// What kind of failure it is.
-    pub kind: Failure,
-    detail: String,
-}
-
-/// Kinds of failure.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
-    /// No connection: the name does not resolve, nobody listens, TLS does not come about.
-    Unreachable,
-    /// Connected, but closed, reset or garbage before a status, or a 1xx for one.
-    BadAnswer,
-    /// A 3xx: redirects are not followed.
-    Redirected(StatusCode),
-    /// No status in time.
-    Timeout,
-}
-
-impl Failure {
-    /// Whether it speaks of the moment: a redirect would be the answer the next time too.
-    #[must_use]
-    pub const fn is_transient(self) -> bool {
-        match self {
-            Self::Unreachable | Self::BadAnswer | Self::Timeout => true,
-            Self::Redirected(_) => false,
-        }
-    }
-
-    /// The status, where there was one.
-    #[must_use]
-    pub const fn status(self) -> Option<StatusCode> {
-        match self {
-            Self::Redirected(status) => Some(status),
-            Self::Unreachable | Self::BadAnswer | Self::Timeout => None,
-        }
-    }
-}
-
-impl SendError {
-    fn new(kind: Failure, detail: impl Into<String>) -> Self {
-        Self { kind, detail: detail.into() }
-    }
-
-    fn unreachable(error: &dyn Error) -> Self {
-        Self::new(Failure::Unreachable, chain(error))
-    }
-
-    fn tls(error: &(dyn Error + 'static)) -> Self {
-        let detail = tls::explain(error).unwrap_or_else(|| chain(error));
-        Self::new(Failure::Unreachable, format!("TLS with it does not come about: {detail}"))
-    }
-}
-
-impl fmt::Display for SendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = match self.kind {
-            Failure::Unreachable => "the upstream cannot be reached",
-            Failure::BadAnswer | Failure::Redirected(_) => "the upstream gave no usable answer",
-            Failure::Timeout => "the upstream did not answer in time",
-        };
-        write!(f, "{kind}: {}", self.detail)
-    }
-}
-
-impl Error for SendError {}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += ": ";
-        text += &cause.to_string();
-        source = cause.source();
-    }
-    text
-}
-
 impl Upstream {
     /// An upstream without a connection yet. `timeout` runs from the start of a send to the answer's status;
     /// `lanes` is the number of threads that send.
@@ -188,8 +111,7 @@ impl Upstream {
 
     /// Sends a request at `now` and waits for the answer.
     ///
-    /// A pooled connection may turn out to have been closed by the upstream meanwhile. If nothing of an answer came
-    /// on it, the request is sent once more, on a new connection.
+    /// The request is sent once. Where that is not enough, the caller sends it again, and counts.
     ///
     /// # Errors
     ///
@@ -202,36 +124,19 @@ impl Upstream {
         now: Instant,
     ) -> Result<Reply, SendError> {
         let until = now + self.timeout;
-        if let Some(mut connection) = self.take_idle(lane, now) {
-            match connection.exchange(request, until).await {
-                Ok(answer) => return Ok(self.done(lane, connection, answer, now)),
-                Err(fault @ Fault::TimedOut) => return Err(self.error(&fault)),
-                Err(fault) if connection.has_answered() => return Err(self.error(&fault)),
-                Err(_) => {}
-            }
-        }
-        let connecting = timeout_at(until, self.connector.connect(until)).await;
-        let mut connection = connecting.map_err(|_elapsed| self.error(&Fault::TimedOut))??;
+        let mut connection = match self.take_idle(lane, now) {
+            Some(connection) => connection,
+            None => self.connector.connect(until, self.timeout).await?,
+        };
         match connection.exchange(request, until).await {
             Ok(answer) => Ok(self.done(lane, connection, answer, now)),
-            // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
-            Err(Fault::Io(error)) if !connection.has_answered() && tls::is_refusal(&error) => {
-                Err(SendError::tls(&error))
-            }
-            Err(fault) => Err(self.error(&fault)),
+            Err(fault) => Err(self.error(&fault, &connection)),
         }
     }
 
-    fn error(&self, fault: &Fault) -> SendError {
-        match fault {
-            Fault::TimedOut => {
-                SendError::new(Failure::Timeout, format!("no status after {:?}", self.timeout))
-            }
-            Fault::Unusable(status) if status.is_redirection() => {
-                SendError::new(Failure::Redirected(*status), fault.to_string())
-            }
-            fault => SendError::new(Failure::BadAnswer, chain(fault)),
-        }
+    fn error(&self, fault: &Fault, connection: &Connection) -> SendError {
+        let (kind, why) = fault.explain(connection, &self.target().address, self.timeout);
+        SendError::new(kind, error::place(&self.target().address, connection.peer()), why)
     }
 
     /// An idle connection that is still open: one of the own lane if there is one, since a connection of another
@@ -250,7 +155,7 @@ impl Upstream {
                 idle.clear();
                 return None;
             }
-            if connection.age(now) < MAX_AGE && connection.is_open() {
+            if connection.age(now) < MAX_AGE && connection.is_quiet() {
                 return Some(connection);
             }
         }
@@ -280,48 +185,4 @@ impl Upstream {
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt},
-        net::TcpListener,
-        task::JoinSet,
-        time::{advance, pause, resume},
-    };
-
-    use super::*;
-
-    /// The clock stands still only while no socket is awaited.
-    #[tokio::test]
-    async fn a_busy_connection_is_replaced_after_a_while() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
-        let (accepted, mut connections) = tokio::sync::mpsc::unbounded_channel();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            let mut open = JoinSet::new();
-            loop {
-                let (mut socket, _) = listener.accept().await.unwrap();
-                accepted.send(()).unwrap();
-                open.spawn(async move {
-                    while socket.read(&mut [0; 4096]).await.is_ok_and(|count| count > 0) {
-                        socket.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
-                    }
-                });
-            }
-        });
-        let upstream = Upstream::new(Target::parse(&url).unwrap(), None, Duration::from_secs(20), 1);
-        let request =
-            OutboundRequest { head: b"POST / HTTP/1.1\r\nhost: x\r\n\r\n".into(), body: Bytes::new() };
-        let mut opened = Vec::new();
-        for _ in 0..5 {
-            let reply = upstream.send(0, &request, Instant::now()).await.unwrap();
-            assert_eq!(reply.status, StatusCode::OK);
-            opened.push(std::iter::from_fn(|| connections.try_recv().ok()).count());
-            pause();
-            advance(MAX_AGE / 2 + Duration::from_secs(1)).await;
-            resume();
-        }
-        // Each is used again after half of its time, and no more after the whole.
-        assert_eq!(opened, [1, 0, 1, 0, 1]);
-    }
-}
+mod tests;

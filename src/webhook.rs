@@ -4,6 +4,7 @@
 //! make: [`signature`] gives a [`signature::VerifiedBody`], [`payload`] reads it, [`filter`] decides.
 //! A file imports only files before it in the list below.
 
+pub mod mangled;
 pub mod secret;
 pub mod signature;
 

@@ -261,6 +261,10 @@ const HEADERS: &[&str] = &[
     "umläut",
     "tab\t",
     "0",
+    "application/json",
+    "Application/JSON ;\tcharset=\"UTF-8\"",
+    "application/json; charset=utf-7",
+    "application/json;",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
 ];
 

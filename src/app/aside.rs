@@ -17,8 +17,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// How long one file may take: at least so long, and less than twice as long.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long one look may take: at least so long, and less than twice as long. Reading has less, and says which file it is
+/// that hangs: see [`crate::files`].
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts threads, and knows how many of them are not back.
 #[derive(Debug)]

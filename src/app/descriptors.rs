@@ -23,8 +23,7 @@ pub fn raise_descriptor_limit() -> io::Result<()> {
 }
 
 /// A warning, if the connections that the configuration allows may need more descriptors than the hard limit.
-#[must_use]
-pub fn doubt_descriptors(config: &Config) -> Option<Mistake> {
+pub(super) fn doubt_descriptors(config: &Config) -> Option<Mistake> {
     doubt(config, getrlimit(Resource::Nofile).maximum?)
 }
 

@@ -32,6 +32,7 @@ use crate::{
         queue::{Policy, Retention, Store, nats},
         worker::{self, Recipients},
     },
+    files,
     ingress::{
         receive::Gate,
         rejection::Outcome,
@@ -39,7 +40,7 @@ use crate::{
         server, tls as server_tls,
     },
     ops::{self, log, metrics::Metrics},
-    tls::Authorities,
+    tls::{Authorities, NoRoots},
     upstream::{Tls, Upstream, target},
 };
 
@@ -165,7 +166,7 @@ impl Source {
         let mut attempt = 1;
         loop {
             let watch = Watch::new(files, tell);
-            let loaded = Config::load_telling(&self.path, tell);
+            let loaded = Config::load(&self.path);
             let named = loaded.as_ref().map_or_else(Report::files, |config| &config.files);
             if watch.stood_still(named, tell) {
                 let what = match loaded {
@@ -254,6 +255,7 @@ impl Source {
     fn restart_for(&self, old: &server::Settings, tls: bool, config: &Config) -> Vec<&'static str> {
         let server::Settings {
             listen,
+            listen_mode,
             trusted_proxies,
             max_body,
             max_header,
@@ -266,6 +268,7 @@ impl Source {
         } = &config.server;
         [
             ("server.listen", *listen != old.listen),
+            ("server.listen_mode", *listen_mode != old.listen_mode),
             ("server.trusted_proxies", *trusted_proxies != old.trusted_proxies),
             ("server.tls", config.tls.is_some() != tls),
             ("server.max_body", *max_body != old.max_body),
@@ -435,7 +438,8 @@ fn towards(
         (Some(own), _) => own.clone(),
         (None, Some(known)) => known.clone(),
         (None, None) => {
-            let roots = Authorities::platform().map_err(|source| BuildError::NoRoots {
+            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
+            let roots = roots.map_err(|source| BuildError::NoRoots {
                 webhook: webhook.to_owned(),
                 destination: destination.name.clone(),
                 source,

@@ -18,7 +18,8 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    tls::{self, Authorities},
+    files,
+    tls::{self, Authorities, NoRoots},
     upstream::target::{Address, Target},
 };
 
@@ -51,11 +52,11 @@ pub(super) enum BodyEnd {
 pub(super) enum ClientError {
     #[error("cannot connect to {to}: {source}")]
     Connect { to: String, source: io::Error },
-    #[error("{to} gave no usable answer: {source}")]
-    NoAnswer { to: String, source: hyper::Error },
+    #[error("{to} gave no usable answer: {source}{hint}")]
+    NoAnswer { to: String, source: hyper::Error, hint: &'static str },
     #[error("{to} did not answer within {limit:?}")]
     Timeout { to: String, limit: Duration },
-    #[error("TLS with {to} does not come about: {reason}")]
+    #[error("the TLS handshake with {to} failed: {reason}")]
     Tls { to: String, reason: String },
 }
 
@@ -78,7 +79,14 @@ pub(super) async fn exchange(
     }
 
     let stream = timeout_at(deadline, connect(&target.address, trust)).await.map_err(|_elapsed| late())??;
-    let no_answer = |source| ClientError::NoAnswer { to: place(&target.address), source };
+    let no_answer = |source| ClientError::NoAnswer {
+        to: place(&target.address),
+        source,
+        hint: match &target.address {
+            Address::Tcp { tls: false, .. } => " (if it speaks TLS, the URL has to begin with https://)",
+            Address::Tcp { .. } | Address::Unix(_) => "",
+        },
+    };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
         .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
@@ -143,7 +151,10 @@ async fn secure(
 ) -> Result<TlsStream<TcpStream>, String> {
     let config = match trust {
         Some(trust) => tls::client(trust, None),
-        None => tls::client(&Authorities::platform().map_err(|error| error.to_string())?, None),
+        None => {
+            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
+            tls::client(&roots.map_err(|error| error.to_string())?, None)
+        }
     };
     let config = config.map_err(|error| error.to_string())?;
     let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;

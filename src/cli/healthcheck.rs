@@ -4,7 +4,6 @@
 //! running service is not to make that service look ill: it goes on with its old settings.
 
 use std::{
-    fs,
     io::Write,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -14,14 +13,14 @@ use std::{
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Request, StatusCode, Uri};
-use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::{
     Ended, Failure, block_on, client,
     input::ConfigArgs,
     output::{Out, printable},
 };
-use crate::{ops, upstream::target::Target};
+use crate::{config, files::Patience, upstream::target::Target};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,8 +31,11 @@ Without --url it asks /readyz at the address of `listen` under [ops] in the
 configuration. Exit status: 0 ready, 1 not ready or no answer within 3 seconds,
 2 wrong usage or configuration.";
 
-/// How long the answer may take.
+/// How long reading the configuration and the answer may take together.
 const LIMIT: Duration = Duration::from_secs(3);
+
+/// How much of it reading the configuration may take.
+const FILE_LIMIT: Duration = Duration::from_millis(1500);
 
 /// Arguments of `healthcheck`.
 #[derive(Debug, clap::Args)]
@@ -48,6 +50,7 @@ pub(super) struct Args {
 
 /// Asks.
 pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
+    let started = Instant::now();
     let mut target = match &args.url {
         Some(url) => url.clone(),
         None => configured(&args.config.path())?,
@@ -55,8 +58,9 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     if target.request == Uri::from_static("/") {
         target.request = Uri::from_static("/readyz");
     }
+    let left = LIMIT.saturating_sub(started.elapsed());
     let answer = block_on(async {
-        let answer = client::exchange(&target, Request::new(Full::new(Bytes::new())), LIMIT, None).await;
+        let answer = client::exchange(&target, Request::new(Full::new(Bytes::new())), left, None).await;
         answer.map_err(|error| Failure::Failed(format!("not ready: {error}")))
     })?;
     let said = printable(&answer.body, true);
@@ -73,38 +77,14 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     }))
 }
 
-/// What is read of the configuration.
-#[derive(Debug, Default, Deserialize)]
-struct File {
-    #[serde(default)]
-    ops: Ops,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Ops {
-    listen: Option<String>,
-}
-
 fn configured(path: &Path) -> Result<Target, Failure> {
-    let path_shown = path.display();
-    let text = fs::read_to_string(path).map_err(|error| {
-        Failure::Usage(format!(
-            "cannot read the configuration {path_shown}: {error}; give --config FILE or --url URL"
-        ))
-    })?;
-    let url = url(&text).map_err(|why| Failure::Usage(format!("{path_shown}: {why}")))?;
+    let listen = config::ops_listen(path, &Patience::of(FILE_LIMIT)).map_err(Failure::Configuration)?;
+    let url = url(listen).map_err(|why| Failure::Usage(format!("{}: {why}", path.display())))?;
     Target::parse(&url).map_err(|error| Failure::Usage(format!("{url}: {error}")))
 }
 
-/// Where the service of this configuration can be asked from the same machine.
-fn url(text: &str) -> Result<String, String> {
-    let file: File = toml::from_str(text).map_err(|error| error.message().to_owned())?;
-    let mut address = match file.ops.listen {
-        None => ops::Settings::default().listen,
-        Some(listen) => listen
-            .parse::<SocketAddr>()
-            .or(Err(format!("`ops.listen` is `{listen}`, which is no IP address with a port")))?,
-    };
+/// Where the service that listens there can be asked from the same machine.
+fn url(mut address: SocketAddr) -> Result<String, String> {
     if address.port() == 0 {
         return Err(
             "`ops.listen` has port 0, so the kernel chose the port: give --url URL with the one that \
@@ -132,21 +112,8 @@ mod tests {
             ("127.0.0.1:80", "http://127.0.0.1:80/readyz"),
             ("10.1.2.3:9090", "http://10.1.2.3:9090/readyz"),
         ] {
-            assert_eq!(url(&format!("[ops]\nlisten = \"{listen}\"\n")).unwrap(), expected);
+            assert_eq!(url(listen.parse().unwrap()).unwrap(), expected);
         }
-        assert_eq!(url("").unwrap(), "http://127.0.0.1:9090/readyz");
-        assert_eq!(url("[ops]\n").unwrap(), "http://127.0.0.1:9090/readyz");
-    }
-
-    #[test]
-    fn mistakes_elsewhere_do_not_matter() {
-        assert!(url("unknown = 1\n[[webhook]]\nevents = 7\n").is_ok());
-    }
-
-    #[test]
-    fn what_cannot_be_asked_is_said() {
-        assert!(url("[ops]\nlisten = \"127.0.0.1:0\"").unwrap_err().contains("port 0"));
-        assert!(url("[ops]\nlisten = \"here\"").unwrap_err().contains("`here`"));
-        assert!(url("[ops").is_err());
+        assert!(url("127.0.0.1:0".parse().unwrap()).unwrap_err().contains("port 0"));
     }
 }

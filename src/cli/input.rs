@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     time::Duration,
@@ -14,12 +13,18 @@ use zeroize::Zeroizing;
 
 use super::Failure;
 use crate::{
-    config,
+    config, files,
     webhook::secret::{Secret, SecretError},
 };
 
 /// The longest secret that is read, so that a mistaken file name does not fill the memory.
-const MAX_SECRET: u64 = 64 << 10;
+const MAX_SECRET: usize = 64 << 10;
+
+/// The longest body that is read.
+const MAX_BODY: usize = 64 << 20;
+
+/// How long the file of a body may take: it may be the pipe of another command.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The path that stands for standard input.
 const STDIN: &str = "-";
@@ -142,20 +147,22 @@ impl Source {
     /// The bytes as they stand there.
     pub(super) fn read(&self) -> Result<RawSecret, Failure> {
         let bytes = match self {
-            Self::File(path) => File::open(path)
-                .and_then(read_secret)
-                .map_err(|error| cannot_read(&path.display(), &error))?,
+            Self::File(path) => {
+                let content = files::read(path, MAX_SECRET, files::PATIENCE);
+                content.map_err(|error| Failure::Usage(format!("--secret-file: {error}")))?.bytes
+            }
             Self::Stdin => {
                 read_secret(io::stdin()).map_err(|error| cannot_read(&"standard input", &error))?
             }
-            Self::Env(name) => read_env(name)?,
+            Self::Env(name) => config::bytes_from_env(name)
+                .map_err(|error| Failure::Usage(format!("--secret-env: {error}")))?,
         };
-        if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_SECRET) {
+        if bytes.len() > MAX_SECRET {
             return Err(Failure::Usage(format!(
-                "{self} holds more than 64 KiB: that is no webhook's secret"
+                "{self} holds more than 64 KiB: that is not the secret of a webhook"
             )));
         }
-        Ok(RawSecret { bytes, is_file: !matches!(self, Self::Env(_)) })
+        Ok(RawSecret(bytes))
     }
 
     /// The secret. A short one is not refused: here it is the operator who tries something out.
@@ -175,17 +182,12 @@ impl fmt::Display for Source {
 }
 
 /// The bytes of a secret as they stand in its source. Never printed.
-pub(super) struct RawSecret {
-    pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// Whether a trailing newline is the editor's and not the secret's.
-    is_file: bool,
-}
+pub(super) struct RawSecret(pub(super) Zeroizing<Vec<u8>>);
 
 impl RawSecret {
     /// The secret that hookgate makes of it.
     pub(super) fn secret(&self) -> Result<Secret, SecretError> {
-        let bytes = self.bytes.to_vec();
-        if self.is_file { Secret::from_file_content(bytes, true) } else { Secret::try_new(bytes, true) }
+        Secret::from_content(self.0.to_vec(), true)
     }
 }
 
@@ -198,13 +200,25 @@ impl fmt::Debug for RawSecret {
 /// A body from a file, or from standard input where none is named.
 pub(super) fn body(file: Option<&Path>, secrets: &[&Source]) -> Result<Vec<u8>, Failure> {
     match file.filter(|path| *path != Path::new(STDIN)) {
-        Some(path) => std::fs::read(path).map_err(|error| cannot_read(&path.display(), &error)),
+        Some(path) => {
+            let content = files::read(path, MAX_BODY, BODY_PATIENCE);
+            let mut content = content.map_err(|error| Failure::Usage(format!("the body: {error}")))?;
+            // It is sent as it is, so that nothing is gained by clearing it.
+            Ok(std::mem::take(&mut *content.bytes))
+        }
         None if secrets.contains(&&Source::Stdin) => Err(Failure::Usage(
             "standard input cannot be both the secret and the body: name a file for one of them".into(),
         )),
         None => {
             let mut body = Vec::new();
-            io::stdin().read_to_end(&mut body).map_err(|error| cannot_read(&"standard input", &error))?;
+            let most = u64::try_from(MAX_BODY + 1).unwrap_or(u64::MAX);
+            let read = io::stdin().take(most).read_to_end(&mut body);
+            read.map_err(|error| cannot_read(&"standard input", &error))?;
+            if body.len() > MAX_BODY {
+                return Err(Failure::Usage(format!(
+                    "standard input has more than {MAX_BODY} bytes: is it a body?"
+                )));
+            }
             Ok(body)
         }
     }
@@ -241,17 +255,9 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 fn read_secret(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
     // Room for all of it at once: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_SECRET).unwrap_or(0) + 64));
-    source.take(MAX_SECRET + 1).read_to_end(&mut bytes)?;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET + 64));
+    source.take(u64::try_from(MAX_SECRET + 1).unwrap_or(u64::MAX)).read_to_end(&mut bytes)?;
     Ok(bytes)
-}
-
-fn read_env(name: &str) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    // The environment is read in `config` only. Nothing is taken off such a secret.
-    match config::secret_from_env(name, true) {
-        Ok(secret) => Ok(Zeroizing::new(secret.as_key().to_vec())),
-        Err(error) => Err(Failure::Usage(format!("--secret-env {name}: {error}"))),
-    }
 }
 
 fn cannot_read(what: &dyn fmt::Display, error: &io::Error) -> Failure {
@@ -303,17 +309,24 @@ mod tests {
     #[test]
     fn what_is_missing_is_named() {
         let failure = Source::file(Path::new("/nowhere/secret")).secret().unwrap_err();
-        assert!(failure.to_string().starts_with("cannot read /nowhere/secret"), "{failure}");
+        assert!(failure.to_string().contains("/nowhere/secret cannot be read"), "{failure}");
         let failure = Source::Env("HOOKGATE_TEST_NO_SUCH_VARIABLE".into()).secret().unwrap_err();
         assert!(failure.to_string().contains("is not set"), "{failure}");
         assert!(matches!(failure, Failure::Usage(_)));
     }
 
     #[test]
-    fn a_newline_is_the_files_not_the_variables() {
-        let raw = |is_file| RawSecret { bytes: Zeroizing::new(b"abc\n".to_vec()), is_file };
-        assert_eq!(raw(true).secret().unwrap().as_key(), b"abc");
-        assert_eq!(raw(false).secret().unwrap().as_key(), b"abc\n");
+    fn what_is_not_surely_a_name_or_a_path_is_not_repeated() {
+        let secret = "sec2-known-secret-0123456789abcdef";
+        for source in [Source::file(Path::new(secret)), Source::Env(secret.into())] {
+            let failure = source.secret().unwrap_err();
+            assert!(!failure.to_string().contains(secret), "{failure}");
+        }
+    }
+
+    #[test]
+    fn one_newline_is_not_part_of_a_secret() {
+        assert_eq!(RawSecret(Zeroizing::new(b"abc\n\n".to_vec())).secret().unwrap().as_key(), b"abc\n");
     }
 
     #[test]

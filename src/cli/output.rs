@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::Failure;
+use crate::config::is_hidden;
 
 /// Where a command prints. `write!` and `writeln!` work on it.
 pub(super) struct Out<W> {
@@ -56,16 +57,12 @@ pub(super) fn report(report: &impl fmt::Display) {
     writeln!(io::stderr(), "{report}").ok();
 }
 
-/// Text of somebody else, safe to print: control characters and those that reorder text are escaped, line breaks
+/// Text of somebody else, safe to print: what cannot be seen as what it is or reorders text is escaped, line breaks
 /// and tabs stay if `lines`.
 pub(super) fn printable(bytes: &[u8], lines: bool) -> String {
     let mut safe = String::with_capacity(bytes.len());
     for c in String::from_utf8_lossy(bytes).chars() {
-        let reorders =
-            matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if lines && matches!(c, '\n' | '\t')
-            || !c.is_control() && !reorders && !matches!(c, '\u{2028}' | '\u{2029}')
-        {
+        if lines && matches!(c, '\n' | '\t') || !is_hidden(c) {
             safe.push(c);
         } else {
             safe.extend(c.escape_default());
@@ -125,5 +122,12 @@ mod tests {
         assert_eq!(printable(b"a\nb", false), "a\\nb");
         assert_eq!(printable("é\u{202e}🍹".as_bytes(), true), "é\\u{202e}🍹");
         assert_eq!(printable(b"\xff", true), "\u{fffd}");
+        // Directions, no width, and spaces that look like another.
+        for hidden in "\u{61c}\u{200b}\u{200c}\u{200d}\u{200f}\u{2060}\u{2066}\u{2069}\u{2028}\u{feff}\u{ad}\u{a0}\u{e0041}".chars()
+        {
+            let shown = printable(format!("a{hidden}b").as_bytes(), true);
+            assert_eq!(shown, format!("a{}b", hidden.escape_default()), "{hidden:?}");
+            assert!(shown.is_ascii());
+        }
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
     // Before the first secret is read.
     let private = app::forbid_dumps();
     let mut config = Config::load(&args.config.path()).map_err(Failure::Configuration)?;
-    config.warnings.extend(app::doubt_descriptors(&config));
+    config.warnings.extend(app::doubts(&config));
     let raised = app::raise_descriptor_limit();
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let runtime = app::runtime().map_err(|error| failed("the runtime does not start", error))?;

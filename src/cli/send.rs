@@ -22,6 +22,7 @@ use super::{
     output::{Out, printable},
 };
 use crate::{
+    files,
     tls::Authorities,
     upstream::target::{Address, Target, TargetError},
     webhook::{
@@ -123,11 +124,13 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
 /// The authorities in the file of `--ca`.
 fn authorities(ca: &Path, target: &Target) -> Result<Authorities, Failure> {
     if !matches!(target.address, Address::Tcp { tls: true, .. }) {
-        return Err(Failure::Usage("--ca is for https only, and this URL is none".into()));
+        return Err(Failure::Usage("--ca only applies to https URLs, and this one is not".into()));
     }
-    let wrong = |what: &dyn std::fmt::Display| Failure::Usage(format!("--ca {}: {what}", ca.display()));
-    let pem = std::fs::read(ca).map_err(|error| wrong(&error))?;
-    Authorities::parse(&pem).map_err(|error| wrong(&error))
+    /// The longest file, in bytes.
+    const MAX: usize = 1 << 20;
+    let wrong = |what: &dyn std::fmt::Display| Failure::Usage(format!("--ca: {what}"));
+    let pem = files::read(ca, MAX, files::PATIENCE).map_err(|error| wrong(&error))?.bytes;
+    Authorities::parse(&pem).map_err(|error| wrong(&format_args!("{}: {error}", ca.display())))
 }
 
 /// A request as Pulumi makes it.

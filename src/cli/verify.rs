@@ -55,7 +55,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     for source in sources {
         let raw = source.read()?;
         let secret = raw.secret().map_err(|error| Failure::Usage(format!("{source}: {error}")))?;
-        candidates.push(Candidate { label: source.to_string(), secret, raw: raw.bytes });
+        candidates.push(Candidate { label: source.to_string(), secret, raw: raw.0 });
     }
     let Some(meant) = candidates.first() else {
         return Err(Failure::Usage("no secret: give --secret-file FILE or --secret-env NAME".into()));

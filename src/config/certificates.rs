@@ -5,12 +5,12 @@
 
 use std::{
     fmt::Display,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
-use super::{origin::warn_of_writers, reader::Item};
+use super::{origin::warn_of_mode, reader::Item};
 use crate::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
+use crate::webhook::mangled;
 
 /// The files of a certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,10 +49,8 @@ pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
             None
         }
         Err(IdentityError::Certificate) => {
-            let text = format_args!(
-                "the first certificate in {} cannot be read: it has to be X.509",
-                cert.display()
-            );
+            let text =
+                format_args!("the first certificate in {} cannot be read: it must be X.509", cert.display());
             context.mistake(cert_at, &cert_name, text);
             None
         }
@@ -63,7 +61,7 @@ pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
 fn path<'c>(item: &Item<'c>) -> Option<&'c Path> {
     let text = item.text("a path in quotes")?;
     if text.contains("-----") || text.contains(char::is_control) {
-        item.mistake("has to be the path of a PEM file: write its content into a file, and the path here");
+        item.mistake("must be the path of a PEM file: write its content into a file, and the path here");
         return None;
     }
     Some(Path::new(text))
@@ -71,58 +69,75 @@ fn path<'c>(item: &Item<'c>) -> Option<&'c Path> {
 
 fn certificates(item: &Item<'_>) -> Option<(PathBuf, Certificates)> {
     let path = path(item)?;
-    let put = "put the PEM certificate there, followed by those of its issuers";
-    read(item, path, put, |pem| Certificates::parse(pem).map_err(|error| wrong_certificates(path, error)))
+    let put = "write the path of a PEM file with the certificate, followed by those of its issuers";
+    read(item, path, put, false, |pem| {
+        Certificates::parse(pem).map_err(|error| wrong_certificates(path, error))
+    })
 }
 
 fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
     let path = path(item)?;
-    let put = "put the PEM private key there, readable for hookgate's user";
-    warn_of_writers(item, path);
-    warn_of_readers(item, path);
-    read(item, path, put, |pem| Key::parse(pem).map_err(|error| wrong_key(path, error)))
+    let put = "write the path of a PEM file with the private key, readable for hookgate's user";
+    read(item, path, put, true, |pem| Key::parse(pem).map_err(|error| wrong_key(path, error)))
 }
 
 /// `ca`: the authorities to trust.
 pub(super) fn authorities(item: &Item<'_>) -> Option<(PathBuf, Authorities)> {
     let path = path(item)?;
-    let put = "put the PEM certificates of the authorities to trust there";
-    warn_of_writers(item, path);
-    read(item, path, put, |pem| Authorities::parse(pem).map_err(|error| wrong_certificates(path, error)))
+    let put = "write the path of a PEM file with the certificates of the authorities to trust";
+    read(item, path, put, false, |pem| {
+        Authorities::parse(pem).map_err(|error| wrong_certificates(path, error))
+    })
 }
 
-/// The file's path, and what is in it. `put` says what has to be there.
+/// The file's path, and what is in it. `put` says what must be there; a key is `private`.
 fn read<T>(
     item: &Item<'_>,
     path: &Path,
     put: &str,
+    private: bool,
     parse: impl FnOnce(&[u8]) -> Result<T, String>,
 ) -> Option<(PathBuf, T)> {
     item.context.name_file(path);
     let mistake = |text: &dyn Display| item.mistake(text);
     match item.context.read(path, MAX_PEM) {
-        Ok(content) => match parse(&content) {
-            Ok(parsed) => return Some((path.to_owned(), parsed)),
-            Err(text) => mistake(&text),
-        },
+        Ok(content) => {
+            warn_of_mode(item, path, content.mode, private);
+            match odd_text(&content.bytes) {
+                Some(odd) => mistake(&format_args!("{} {odd}", path.display())),
+                None => match parse(&content.bytes) {
+                    Ok(parsed) => return Some((path.to_owned(), parsed)),
+                    Err(text) => mistake(&text),
+                },
+            }
+        }
         Err(error) => mistake(&format_args!("{error}; {put}")),
     }
     None
+}
+
+/// What an editor did to a text that nobody reads like that.
+pub(super) fn odd_text(content: &[u8]) -> Option<&'static str> {
+    if content.starts_with(mangled::MARK) {
+        Some("begins with a byte order mark (U+FEFF): save it as UTF-8 without one")
+    } else if mangled::is_utf16(content) {
+        Some("is UTF-16: save it as UTF-8 without a byte order mark")
+    } else {
+        None
+    }
 }
 
 fn wrong_certificates(path: &Path, error: CertificatesError) -> String {
     let path = path.display();
     match error {
         CertificatesError::Missing => {
-            format!("{path} holds no certificate: it has to be in PEM, with -----BEGIN CERTIFICATE-----")
+            format!("{path} holds no certificate: it must be in PEM, with -----BEGIN CERTIFICATE-----")
         }
         CertificatesError::Broken => {
-            format!("{path} is not whole: it has to be PEM certificates, each from BEGIN to END")
+            format!("{path} is not whole: it must be PEM certificates, each from BEGIN to END")
         }
         CertificatesError::Unusable => {
-            format!(
-                "a certificate in {path} cannot be read: each has to be X.509, remove the one that is not"
-            )
+            format!("a certificate in {path} cannot be read: each must be X.509, remove the one that is not")
         }
     }
 }
@@ -131,26 +146,14 @@ fn wrong_key(path: &Path, error: KeyError) -> String {
     let path = path.display();
     match error {
         KeyError::Missing => {
-            format!("{path} holds no private key: it has to be in PEM, with -----BEGIN PRIVATE KEY-----")
+            format!("{path} holds no private key: it must be in PEM, with -----BEGIN PRIVATE KEY-----")
         }
-        KeyError::Broken => format!("{path} is not whole: it has to be a PEM private key from BEGIN to END"),
+        KeyError::Broken => format!("{path} is not whole: it must be a PEM private key from BEGIN to END"),
         KeyError::Encrypted => format!(
             "the private key in {path} is encrypted, and nobody is there to type its passphrase: decrypt it, e.g. with `openssl pkey -in OLD -out NEW`"
         ),
         KeyError::Unusable => format!(
-            "the private key in {path} is none that can be used: it has to be ECDSA (P-256 or P-384), Ed25519, or RSA of 2048 to 4096 bits"
+            "the private key in {path} cannot be used: it must be ECDSA (P-256 or P-384), Ed25519, or RSA of 2048 to 4096 bits"
         ),
-    }
-}
-
-/// Whoever may read a private key can be who it says. A group is left alone: Kubernetes lets a Pod's group read.
-fn warn_of_readers(item: &Item<'_>, path: &Path) {
-    let Ok(metadata) = path.metadata() else { return };
-    let mode = metadata.permissions().mode() & 0o777;
-    if metadata.is_file() && mode & 0o004 != 0 {
-        item.warning(format_args!(
-            "everybody on this machine may read {} (mode {mode:04o}): chmod o-r it",
-            path.display()
-        ));
     }
 }

@@ -9,9 +9,11 @@ use super::{
     certificates::{IdentityFiles, authorities, identity},
     file::{LONGEST, label, unix_path_mistake},
     origin::{Source, header_value},
+    own::{Own, is_this_machine},
     queue::coalesce,
     reader::{Item, Table},
-    webhook::{Taken, events, name_of, tables},
+    report::{quoted, short},
+    webhook::{Around, Queued, Taken, destination_name, events, tables},
 };
 use crate::{
     delivery::{
@@ -40,7 +42,7 @@ pub(super) fn destinations(
     webhook: &mut Table<'_>,
     scope: Option<Scope>,
     wanted: Option<&Events>,
-    queued: Option<Duration>,
+    around: &Around,
 ) -> Option<(Vec<Settings>, Vec<Destination>)> {
     const EXAMPLE: &str = "write [[webhook.destination]] with url = \"http://127.0.0.1:3000/hooks/pulumi\"";
 
@@ -48,26 +50,38 @@ pub(super) fn destinations(
     let item = webhook.require("destination", format_args!("deliveries have to go somewhere; {EXAMPLE}"))?;
     let mut names = Taken::new("name", "destination");
     let mut all = Vec::new();
-    for (number, table) in (1..).zip(tables(&item, "destination", EXAMPLE)) {
-        if number == 2 && queued.is_none() {
+    let tables = tables(&item, EXAMPLE, |table, of| destination_name(table, of).map(Ok));
+    let of = tables.len();
+    for (number, table) in (1..).zip(tables) {
+        if number == 2 && around.queue.is_none() {
             table.mistake("is the second destination: a webhook has one as long as there is no queue; write a section [queue], remove it, or give it a webhook of its own");
         }
-        let name = name_of(&table, "destination", number);
-        names.claim(&table, &name, &name);
-        all.extend(destination(table, name, scope, wanted, queued));
+        let name = destination_name(table.entries(), of);
+        match &name {
+            Some(name) => names.claim(&table, name),
+            None if table.find("name").is_none() => table.context.mistake(
+                table.at,
+                &table.path("name"),
+                "is missing: each of several destinations must have one, since what waits in the queue belongs to it; write name = \"…\"",
+            ),
+            None => {}
+        }
+        all.extend(destination(table, name, scope, wanted, around));
     }
     (webhook.context.mistakes() == before).then(|| all.into_iter().unzip())
 }
 
 fn destination(
     mut table: Table<'_>,
-    name: String,
+    name: Option<String>,
     scope: Option<Scope>,
     wanted: Option<&Events>,
-    queued: Option<Duration>,
+    around: &Around,
 ) -> Option<(Settings, Destination)> {
     table.take("name").and_then(|item| label(&item));
-    let url = table.require("url", "write url = \"http://HOST:PORT/PATH\"").and_then(|item| url(&item));
+    let url = table
+        .require("url", "write url = \"http://HOST:PORT/PATH\"")
+        .and_then(|item| url(&item, &around.own));
     let format = table.read("format", Format::default(), format);
     let timeout =
         table.read("timeout", Settings::TIMEOUT, |item| item.duration(Duration::from_millis(1)..=LONGEST));
@@ -83,39 +97,42 @@ fn destination(
         }
         Some(events)
     });
-    let policy = policy(&mut table, queued);
+    let policy = policy(&mut table, around.queue.as_ref());
     table.finish();
 
     let (url, target) = url?;
     let (ca_file, ca) = ca.unzip();
     let (identity, identity_files) = identity.unzip();
     Some((
-        Settings { name, target, format, timeout, headers, ca, identity, events, policy },
+        Settings { name: name?, target, format, timeout, headers, ca, identity, events, policy },
         Destination { url, ca: ca_file, identity: identity_files, headers: sources },
     ))
 }
 
 /// `order` and `coalesce`: what is not handed on at once can be put in order.
-fn policy(table: &mut Table<'_>, queued: Option<Duration>) -> Policy {
+fn policy(table: &mut Table<'_>, queue: Option<&Queued>) -> Policy {
     let mut take = |name: &'static str| {
         let item = table.take(name)?;
-        if queued.is_none() {
-            item.context.mistake(
-                item.key_at,
-                &item.key,
-                "needs the queue, since without it each delivery is handed on at once: write a section [queue], or remove it",
-            );
-        }
+        let why = match queue {
+            None => {
+                "needs the queue, since without it each delivery is handed on at once: write a section [queue], or remove it"
+            }
+            Some(Queued { ordered: false, .. }) => {
+                "needs the queue in a file, since several services that share one on NATS keep no order among them: write store = \"sqlite\", or remove it"
+            }
+            Some(Queued { ordered: true, .. }) => return Some(item),
+        };
+        item.context.mistake(item.key_at, &item.key, why);
         Some(item)
     };
     let (order, wait) = (take("order"), take("coalesce"));
     Policy {
         in_order: order.and_then(|item| item.word(&[("environment", true)])).unwrap_or_default(),
-        coalesce: wait.and_then(|item| coalesce(&item, queued.unwrap_or(Duration::MAX))),
+        coalesce: wait.and_then(|item| coalesce(&item, queue.map_or(Duration::MAX, |queue| queue.max_age))),
     }
 }
 
-fn url(item: &Item<'_>) -> Option<(String, Target)> {
+fn url(item: &Item<'_>, own: &Own) -> Option<(String, Target)> {
     let text = item.text("a URL such as \"http://127.0.0.1:3000/hooks/pulumi\"")?;
     // The text is not repeated: it can have a password in it.
     let target = match Target::parse(text) {
@@ -134,6 +151,20 @@ fn url(item: &Item<'_>) -> Option<(String, Target)> {
         item.mistake(wrong);
         return None;
     }
+    let patience = item.context.patience;
+    if let Some(listener) = own.listener_at(&target.address, patience) {
+        item.mistake(format_args!(
+            "is hookgate's own listener (`{listener}`): deliveries would come back to it and arrive nowhere; write the address of the service, or give one of the two another port"
+        ));
+        return None;
+    }
+    if let Address::Tcp { host, tls: false, .. } = &target.address
+        && !is_this_machine(host, patience)
+    {
+        item.warning(
+            "goes to another machine without TLS: whoever is on the way can read and change deliveries and headers; write https://, or let hookgate run beside the service",
+        );
+    }
     Some((text.to_owned(), target))
 }
 
@@ -148,8 +179,9 @@ fn format(item: &Item<'_>) -> Option<Format> {
             "`{text}` is not built yet: write \"raw\", the delivery as it came, or remove the key"
         ));
     } else {
+        let text = quoted(text);
         item.mistake(format_args!(
-            "`{text}` is no format: write \"raw\", the delivery as it came, or remove the key"
+            "{text} is not a format: write \"raw\", the delivery as it came, or remove the key"
         ));
     }
     None
@@ -162,11 +194,15 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
     let Some(table) = item.table("a table such as { Authorization = { file = \"…\" } }") else {
         return (headers, sources);
     };
-    for (written, item) in table.entries() {
-        let (context, at, key_at, key) = (item.context, item.at, item.key_at, item.key.clone());
+    let at = table.key.clone();
+    for (written, item) in table.items() {
         let name = HeaderName::from_bytes(written.as_bytes()).ok();
+        // Name and value may have been put the wrong way round.
+        let shown = if is_shown(written, name.as_ref()) { written } else { "…" };
+        let item = Item { key: format!("{at}.{shown}"), ..item };
+        let (context, at, key_at, key) = (item.context, item.at, item.key_at, item.key.clone());
         match &name {
-            None => context.mistake(key_at, &key, "is no header's name: use letters, digits and '-'"),
+            None => context.mistake(key_at, &key, "is not the name of a header: use letters, digits and '-'"),
             Some(name) if is_reserved_header(name) => context.mistake(
                 key_at,
                 &key,
@@ -185,7 +221,7 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
             context.mistake(
                 at,
                 &key,
-                "the value is none that a header can have: it has a line break or another control character in it",
+                "a header cannot have this value: it has a line break or another control character in it, or is UTF-16",
             );
             continue;
         };
@@ -198,6 +234,17 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
     (headers, sources)
 }
 
+/// Whether the name of a header may be repeated: one of three words of letters at most, or one that is too short to be a
+/// secret.
+fn is_shown(written: &str, name: Option<&HeaderName>) -> bool {
+    let is_word = |word: &str| word.len() <= 12 && word.bytes().all(|byte| byte.is_ascii_alphabetic());
+    short(written).is_some()
+        || name.is_some_and(|name| {
+            let words = || name.as_str().split('-');
+            is_reserved_header(name) || words().count() <= 3 && words().all(is_word)
+        })
+}
+
 /// Takes a key that is for https only.
 fn https_only<'c>(
     table: &mut Table<'c>,
@@ -206,7 +253,7 @@ fn https_only<'c>(
 ) -> Option<Item<'c>> {
     let item = table.take(name)?;
     if let Some((_, Target { address: Address::Tcp { tls: false, .. } | Address::Unix(_), .. })) = url {
-        item.mistake("is for https only, and this URL is none: remove it, or write https://");
+        item.mistake("only applies to https URLs, and this one is not: remove it, or write https://");
         return None;
     }
     Some(item)

@@ -4,7 +4,7 @@
 //! Defaults are those of the settings that a section becomes, and stand nowhere else.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -14,9 +14,12 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     certificates::{IdentityFiles, identity},
+    names::LONGEST as LONGEST_NAME,
+    own::Own,
     queue::{Queue, queue},
     reader::{Item, Table, nearest},
-    webhook::{Webhook, webhooks},
+    report::{quoted, short},
+    webhook::{Around, Queued, Webhook, webhooks},
 };
 use crate::{
     delivery::{dedupe, worker},
@@ -51,8 +54,11 @@ impl Settings {
         let before = root.context.mistakes();
         let (server, tls) = section(&mut root, "server").map(server).unwrap_or_default();
         let ops = section(&mut root, "ops").map(ops).unwrap_or_default();
+        let mut own = Own::default();
         if root.context.mistakes() == before {
             check_listeners(&root, &server.listen, ops.listen);
+            own.listeners =
+                vec![("server.listen", server.listen.clone()), ("ops.listen", Address::Tcp(ops.listen))];
         }
         let log = section(&mut root, "log").map(log).unwrap_or_default();
         let dedupe = section(&mut root, "dedupe").map(dedupe).unwrap_or_default();
@@ -66,18 +72,26 @@ impl Settings {
         );
         // Also a queue that is wrong lets webhooks be as they are with one.
         let queued = root.find("queue").is_some();
-        let queue = queue_in(&mut root);
-        let max_age =
-            queue.as_ref().map_or(worker::Settings::default().max_age, |queue| queue.worker.max_age);
-        let webhooks = webhooks(&mut root, queued.then_some(max_age));
+        let queue = queue_in(&mut root, Some(dedupe.window));
+        let known = queue.as_ref().map_or((worker::Settings::default().max_age, true), |queue| {
+            (queue.worker.max_age, queue.is_ordered())
+        });
+        let around = Around { queue: queued.then_some(Queued { max_age: known.0, ordered: known.1 }), own };
+        let webhooks = webhooks(&mut root, &around);
         root.finish();
         Self { server, tls, ops, log, dedupe, queue, webhooks }
     }
 }
 
-/// `[queue]`.
-pub(super) fn queue_in(root: &mut Table<'_>) -> Option<Queue> {
-    section(root, "queue").map(queue)
+/// `[queue]`. `window` is that of `[dedupe]`, where it is read too.
+pub(super) fn queue_in(root: &mut Table<'_>, window: Option<Duration>) -> Option<Queue> {
+    section(root, "queue").map(|table| queue(table, window))
+}
+
+/// `ops.listen`, whatever else is in its section.
+pub(super) fn ops_listen_in(root: &mut Table<'_>) -> SocketAddr {
+    let default = ops::Settings::default().listen;
+    section(root, "ops").map_or(default, |mut table| table.read("listen", default, ops_listen))
 }
 
 fn section<'c>(root: &mut Table<'c>, name: &'static str) -> Option<Table<'c>> {
@@ -99,6 +113,7 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
     let timeout = |item: &Item<'_>| item.duration(SHORTEST..=LONGEST);
     let settings = server::Settings {
         listen: table.read("listen", default.listen, listen),
+        listen_mode: table.read("listen_mode", default.listen_mode, listen_mode),
         trusted_proxies: table.read("trusted_proxies", default.trusted_proxies, networks),
         max_body: table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY)),
         max_header: table.read("max_header", default.max_header, |item| item.size(1 << 10..=1 << 20)),
@@ -126,16 +141,19 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
 }
 
 fn ops(mut table: Table<'_>) -> ops::Settings {
-    let default = ops::Settings::default();
-    let listen = table.read("listen", default.listen, |item| match listen(item)? {
+    let listen = table.read("listen", ops::Settings::default().listen, ops_listen);
+    table.finish();
+    ops::Settings { listen }
+}
+
+fn ops_listen(item: &Item<'_>) -> Option<SocketAddr> {
+    match listen(item)? {
         Address::Tcp(address) => Some(address),
         Address::Unix(_) => {
             item.mistake("this listener has an IP address and a port only: write e.g. \"127.0.0.1:9090\"");
             None
         }
-    });
-    table.finish();
-    ops::Settings { listen }
+    }
 }
 
 /// Both listeners cannot have one address, whichever of the two is written.
@@ -188,9 +206,12 @@ fn networks(item: &Item<'_>) -> Option<TrustedProxies> {
 fn listen(item: &Item<'_>) -> Option<Address> {
     const WANTED: &str = "\"IP:PORT\" such as \"0.0.0.0:8080\", or \"unix:/PATH\"";
     if let Some(port) = item.value.as_integer() {
-        item.mistake(format_args!(
-            "has to be {WANTED}: write \"0.0.0.0:{port}\" for every address of this machine"
-        ));
+        match short(port.as_str()) {
+            Some(port) => item.mistake(format_args!(
+                "must be {WANTED}: write \"0.0.0.0:{port}\" for every address of this machine"
+            )),
+            None => item.mistake(format_args!("must be {WANTED}")),
+        }
         return None;
     }
     let text = item.text(WANTED)?;
@@ -206,16 +227,51 @@ fn listen(item: &Item<'_>) -> Option<Address> {
     if let Ok(address) = text.parse() {
         return Some(Address::Tcp(address));
     }
+    let port = |port: &str| port.len() <= 5 && port.parse::<u16>().is_ok();
     match text.rsplit_once(':') {
-        Some(("", port)) if port.parse::<u16>().is_ok() => {
-            item.mistake(format_args!(
-                "`{text}` has no IP address: write \"0.0.0.0:{port}\", or \"[::]:{port}\" for IPv6 as well"
-            ));
+        Some(("", number)) if port(number) => item.mistake(format_args!(
+            "`{text}` has no IP address: write \"0.0.0.0:{number}\", or \"[::]:{number}\" for IPv6 as well"
+        )),
+        Some(("*", number)) if port(number) => item.mistake(format_args!(
+            "must have an IP address instead of `*`: write \"0.0.0.0:{number}\", or \"[::]:{number}\" for IPv6 as well"
+        )),
+        Some(("localhost", number)) if port(number) => {
+            item.mistake(format_args!("must be an IP address, not a name: write \"127.0.0.1:{number}\""));
         }
-        Some(("localhost", port)) if port.parse::<u16>().is_ok() => {
-            item.mistake(format_args!("has to be an IP address, not a name: write \"127.0.0.1:{port}\""));
+        Some((ip, number)) if port(number) && ip.parse::<Ipv6Addr>().is_ok() => {
+            item.mistake(format_args!("an IPv6 address needs brackets: write \"[{ip}]:{number}\""));
         }
-        _ => item.mistake(format_args!("`{text}` is no address to listen on: write {WANTED}")),
+        _ => {
+            if let Ok(ip) = text.trim_matches(['[', ']']).parse::<IpAddr>() {
+                item.mistake(format_args!("has no port: write \"{}\"", SocketAddr::new(ip, 8080)));
+            } else {
+                item.mistake(format_args!("{} is not an address to listen on: write {WANTED}", quoted(text)));
+            }
+        }
+    }
+    None
+}
+
+/// `listen_mode`: the permissions of the unix socket, as chmod takes them.
+fn listen_mode(item: &Item<'_>) -> Option<u32> {
+    const WANTED: &str = "the mode of the unix socket in quotes, such as \"0660\"";
+    if let Some(number) = item.value.as_integer() {
+        match short(number.as_str()) {
+            Some(number) => item.mistake(format_args!("must be in quotes: write \"{number:0>4}\"")),
+            None => item.mistake(format_args!("must be {WANTED}")),
+        }
+        return None;
+    }
+    let text = item.text(WANTED)?;
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = Some(digits).filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+    let mode = mode.and_then(|digits| u32::from_str_radix(digits, 8).ok()).filter(|mode| *mode <= 0o777);
+    match mode {
+        None => item.mistake(format_args!("{} is not a mode: write {WANTED}", quoted(text))),
+        Some(mode) if mode & 0o222 == 0 => item.mistake(format_args!(
+            "lets nobody connect, which needs permission to write: write \"0660\", or \"0666\" for everybody"
+        )),
+        Some(_) => return mode,
     }
     None
 }
@@ -225,7 +281,7 @@ pub(super) fn unix_path_mistake(path: &str) -> Option<&'static str> {
     /// What the kernel's structure has room for, without the byte that ends it.
     const MAX_SOCKET_PATH: usize = 107;
     if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
-        Some("the path of a unix socket has to be absolute: write \"unix:/run/hookgate/http.sock\"")
+        Some("the path of a unix socket must be absolute: write \"unix:/run/hookgate/http.sock\"")
     } else if path.len() > MAX_SOCKET_PATH {
         Some("the path of a unix socket has at most 107 bytes: choose a shorter one")
     } else {
@@ -254,15 +310,17 @@ fn level(item: &Item<'_>) -> Option<String> {
         let known = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word == "hookgate";
         if !known {
             let similar = nearest(word, LEVELS.into_iter()).unwrap_or("info");
+            let word = quoted(word);
             item.mistake(format_args!(
-                "`{word}` is no level: did you mean \"{similar}\"? A target is written with its level, as in \"hookgate=debug\""
+                "{word} is not a level: did you mean \"{similar}\"? A target is written with its level, as in \"hookgate=debug\""
             ));
             return None;
         }
     }
-    if let Err(error) = EnvFilter::builder().parse(text) {
+    if EnvFilter::builder().parse(text).is_err() {
+        let text = quoted(text);
         item.mistake(format_args!(
-            "`{text}` is no filter directive ({error}): write a level such as \"info\", or TARGET=LEVEL pairs such as \"info,hookgate=debug\""
+            "{text} is not a filter directive: write a level such as \"info\", or TARGET=LEVEL pairs such as \"info,hookgate=debug\""
         ));
         return None;
     }
@@ -283,7 +341,7 @@ pub(super) fn label(item: &Item<'_>) -> Option<String> {
     let text = item.text(&format!("a name: {WANTED}"))?;
     let fits = is_label(text);
     if !fits {
-        item.mistake(format_args!("`{text}` is no name: it has to be {WANTED}"));
+        item.mistake(format_args!("{} is not a name: it must be {WANTED}", quoted(text)));
     }
     fits.then(|| text.to_owned())
 }
@@ -291,5 +349,5 @@ pub(super) fn label(item: &Item<'_>) -> Option<String> {
 /// Whether a text follows the grammar of names.
 pub(super) fn is_label(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed)
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::webhook::named;
+use super::webhook::{destination_name, name_of};
 
 /// What the content of files was, by their paths.
 pub(super) type Contents = HashMap<PathBuf, u64>;
@@ -49,8 +49,10 @@ impl Fingerprints {
             match value.get_ref() {
                 DeValue::Table(table) => prints.table(section.to_owned(), table, contents),
                 list if section == "webhook" => {
-                    for (name, table) in named(list, "webhook") {
-                        prints.table(format!("webhook.{name}"), table, contents);
+                    for table in tables(list) {
+                        if let Some(Ok(name)) = name_of(table) {
+                            prints.table(format!("webhook.{name}"), table, contents);
+                        }
                     }
                 }
                 value => prints.key(section.to_owned(), value, contents),
@@ -63,8 +65,11 @@ impl Fingerprints {
         for (key, value) in table {
             let key: &str = key.get_ref();
             if key == "destination" {
-                for (name, table) in named(value.get_ref(), "destination") {
-                    self.table(format!("{path}.destination.{name}"), table, contents);
+                let number = tables(value.get_ref()).count();
+                for table in tables(value.get_ref()) {
+                    if let Some(name) = destination_name(table, number) {
+                        self.table(format!("{path}.destination.{name}"), table, contents);
+                    }
                 }
             } else {
                 self.key(format!("{path}.{key}"), value.get_ref(), contents);
@@ -94,6 +99,10 @@ impl Fingerprints {
         changed.dedup();
         changed
     }
+}
+
+fn tables<'v>(list: &'v DeValue<'v>) -> impl Iterator<Item = &'v DeTable<'v>> {
+    list.as_array().into_iter().flatten().filter_map(|item| item.get_ref().as_table())
 }
 
 /// Adds a value, wherever it stands in the file, and what is in a file that it names.
@@ -169,8 +178,8 @@ headers = { B = "2", A = { file = "token" } }
             ("[server]", "[server]\nmax_body = \"1MiB\"", &["server.max_body"]),
             ("[\"environments\"]", "[\"stacks\"]", &["webhook.esc.events"]),
             ("OLD", "OLDER", &["webhook.esc.secret"]),
-            ("http://app/", "http://app/x", &["webhook.esc.destination.destination-1.url"]),
-            ("\"2\"", "\"3\"", &["webhook.esc.destination.destination-1.headers"]),
+            ("http://app/", "http://app/x", &["webhook.esc.destination.default.url"]),
+            ("\"2\"", "\"3\"", &["webhook.esc.destination.default.headers"]),
             ("\"esc\"", "\"other\"", &["webhook.esc", "webhook.other"]),
         ] {
             let new = FILE.replacen(from, to, 1);

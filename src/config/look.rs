@@ -2,6 +2,8 @@
 
 use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
+use crate::files::Patience;
+
 /// What of a file changes with its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look(Option<[i128; 5]>);
@@ -11,6 +13,14 @@ impl Look {
     #[must_use]
     pub fn at(file: &Path) -> Self {
         Self(look_at(file))
+    }
+
+    /// As [`Look::at`], but does not wait for a file system that hangs. What cannot be looked at looks as if it were not
+    /// there.
+    #[must_use]
+    pub fn within(patience: &Patience, file: &Path) -> Self {
+        let file = file.to_owned();
+        Self(patience.within(move || look_at(&file)).flatten())
     }
 }
 

@@ -1,13 +1,12 @@
 //! Values that stand outside the configuration file: secrets and header values, in files and in the environment.
 //!
-//! What is read is cleared from memory, and no text repeats it, rejected or not.
+//! What is read is cleared from memory, and no text repeats it, rejected or not. Nor is the name of a file or of a
+//! variable repeated that could be the value itself, put there by mistake.
 
 use std::{
     ffi::OsString,
     fmt,
-    fs::File,
-    io::{self, Read},
-    os::unix::{ffi::OsStringExt, fs::PermissionsExt},
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -17,12 +16,17 @@ use zeroize::Zeroizing;
 
 use super::{
     file::label,
+    names::{Named, default_name},
     reader::{Item, Table},
     units::instant,
 };
-use crate::webhook::{
-    secret::{MIN_LEN, Secret, SecretError},
-    signature::Key,
+use crate::{
+    files::{self, Content, ReadError, Why},
+    webhook::{
+        mangled::{self, Use},
+        secret::{MIN_LEN, Secret, SecretError},
+        signature::Key,
+    },
 };
 
 /// Where a value comes from.
@@ -32,7 +36,7 @@ pub enum Source {
     Text,
     /// The content of a file, without its single trailing newline.
     File(PathBuf),
-    /// An environment variable, as it is.
+    /// An environment variable, without its single trailing newline.
     Env(String),
 }
 
@@ -61,27 +65,14 @@ pub struct Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretSourceError {
     /// The environment has no such variable.
-    #[error("the environment variable {name} is not set")]
+    #[error("{} is not set", shown_variable(.name))]
     Unset {
         /// Its name.
         name: String,
     },
     /// The file cannot be read.
-    #[error("{} cannot be read: {reason}", .path.display())]
-    Unreadable {
-        /// Its path.
-        path: PathBuf,
-        /// The system's error.
-        reason: io::Error,
-    },
-    /// The file is too long to be what it should be.
-    #[error("{} has more than {limit} bytes: is it the right file?", .path.display())]
-    TooLong {
-        /// Its path.
-        path: PathBuf,
-        /// How many bytes it may have.
-        limit: usize,
-    },
+    #[error(transparent)]
+    File(#[from] ReadError),
     /// What was read is no secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -96,64 +87,57 @@ const MAX_VALUE: usize = 64 << 10;
 ///
 /// [`SecretSourceError`].
 pub fn secret_from_file(path: &Path, allow_short: bool) -> Result<Secret, SecretSourceError> {
-    secret_of(&read_bounded(path, MAX_VALUE)?, allow_short)
+    let Content { bytes, .. } = files::read(path, MAX_VALUE, files::PATIENCE)?;
+    Ok(Secret::from_content(bytes.to_vec(), allow_short)?)
 }
 
-fn secret_of(content: &[u8], allow_short: bool) -> Result<Secret, SecretSourceError> {
-    // The copy has no room to spare, so it is not moved about and what is cleared is all there was.
-    Ok(Secret::from_file_content(content.to_vec(), allow_short)?)
-}
-
-/// Takes a secret from the environment, as it is.
+/// The bytes of an environment variable, as they stand there.
 ///
 /// # Errors
 ///
-/// [`SecretSourceError`].
-pub fn secret_from_env(name: &str, allow_short: bool) -> Result<Secret, SecretSourceError> {
-    secret_from_variable(name, super::variable(name), allow_short)
+/// [`SecretSourceError::Unset`].
+pub fn bytes_from_env(name: &str) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
+    bytes_of_variable(name, super::variable(name))
 }
 
-fn secret_from_variable(
-    name: &str,
-    value: Option<OsString>,
-    allow_short: bool,
-) -> Result<Secret, SecretSourceError> {
+fn bytes_of_variable(name: &str, value: Option<OsString>) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
     let value = value.ok_or_else(|| SecretSourceError::Unset { name: name.to_owned() })?;
-    Ok(Secret::try_new(value.into_vec(), allow_short)?)
+    Ok(Zeroizing::new(value.into_vec()))
 }
 
-/// What is set aside at least for the content of a file, in bytes.
-const LEAST_ROOM: usize = 4 << 10;
-
-/// The content of a file that has at most `limit` bytes.
-pub(super) fn read_bounded(path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
-    let unreadable = |reason| SecretSourceError::Unreadable { path: path.to_owned(), reason };
-    let file = File::open(path).map_err(unreadable)?;
-    // A vector that grows leaves what it held behind. Special files do not say how long they are.
-    let length = file.metadata().map_or(0, |known| known.len());
-    let room = usize::try_from(length).unwrap_or(limit).clamp(LEAST_ROOM.min(limit), limit) + 1;
-    let mut content = Zeroizing::new(Vec::with_capacity(room));
-    let most = u64::try_from(limit + 1).unwrap_or(u64::MAX);
-    file.take(most).read_to_end(&mut content).map_err(unreadable)?;
-    if content.len() > limit {
-        return Err(SecretSourceError::TooLong { path: path.to_owned(), limit });
+/// A variable that is not set, by its name if it surely is one: words of capital letters, such as `WEBHOOK_SECRET_2`.
+fn shown_variable(name: &str) -> String {
+    let is_word = |word: &str| {
+        let letters = word.trim_end_matches(|c: char| c.is_ascii_digit());
+        letters.len() <= 16
+            && word.len() - letters.len() <= 2
+            && letters.bytes().all(|b| b.is_ascii_uppercase())
+    };
+    let is_name = name.len() <= 64
+        && name.starts_with(|c: char| c == '_' || c.is_ascii_uppercase())
+        && name.split('_').all(is_word);
+    if is_name {
+        format!("the environment variable {name}")
+    } else {
+        "the environment variable whose name stands here".to_owned()
     }
-    Ok(content)
 }
 
 impl Source {
-    /// Takes `file` or `env` out of a table that has to have exactly one of them.
-    fn read(table: &mut Table<'_>) -> Option<Self> {
+    /// Takes `file` or `env` out of a table that must have exactly one of them, and says where in it.
+    fn read<'c>(table: &mut Table<'c>) -> Option<(Self, Item<'c>)> {
         let file = table.take("file");
         let env = table.take("env");
         match (file, env) {
             (Some(file), None) => {
                 let path = PathBuf::from(file.text("a path in quotes")?);
                 file.context.name_file(&path);
-                warn_of_writers(&file, &path);
-                Some(Self::File(path))
+                Some((Self::File(path), file))
             }
-            (None, Some(env)) => Some(Self::Env(env.text("the name of an environment variable")?.to_owned())),
+            (None, Some(env)) => {
+                let name = env.text("the name of an environment variable")?.to_owned();
+                Some((Self::Env(name), env))
+            }
             (Some(_), Some(env)) => {
                 env.mistake("stands beside `file`: a value comes from one of the two, remove the other");
                 None
@@ -167,22 +151,41 @@ impl Source {
         }
     }
 
-    fn secret(&self, item: &Table<'_>, allow_short: bool) -> Result<Secret, SecretSourceError> {
-        match self {
-            Self::Env(name) => secret_from_variable(name, (item.context.variable)(name), allow_short),
-            Self::File(path) => secret_of(&item.context.read(path, MAX_VALUE)?, allow_short),
-            Self::Text => Err(SecretError::Empty.into()),
+    /// What stands there, without its single trailing newline. Warns of what is odd about it.
+    fn fetch(&self, item: &Item<'_>, allow_short: bool, of: Use) -> Result<Secret, SecretSourceError> {
+        let bytes = match self {
+            Self::Env(name) => bytes_of_variable(name, (item.context.variable)(name))?,
+            Self::File(path) => {
+                let Content { bytes, mode } = item.context.read(path, MAX_VALUE)?;
+                warn_of_mode(item, path, mode, true);
+                bytes
+            }
+            Self::Text => Zeroizing::default(),
+        };
+        // The copy has no room to spare, so it is not moved about and what is cleared is all there was.
+        let value = Secret::from_content(bytes.to_vec(), allow_short)?;
+        if let Some(oddities) = mangled::describe(value.as_key(), of) {
+            item.warning(format_args!(
+                "the {of} looks mangled: {oddities}. It is used as it stands; if it is not meant so, write it anew"
+            ));
         }
+        Ok(value)
     }
 }
 
-/// Whoever may write a file of secrets, keys or authorities chooses what hookgate believes.
-pub(super) fn warn_of_writers(item: &Item<'_>, path: &Path) {
-    let Ok(metadata) = path.metadata() else { return };
-    let mode = metadata.permissions().mode() & 0o777;
-    if metadata.is_file() && mode & 0o022 != 0 {
+/// Warns where others may change what hookgate believes, or know what only it should: of a `private` file, everybody who
+/// may read it. A group is left alone then: Kubernetes lets a Pod's group read.
+pub(super) fn warn_of_mode(item: &Item<'_>, path: &Path, mode: Option<u32>, private: bool) {
+    let Some(mode) = mode else { return };
+    if mode & 0o022 != 0 {
         item.warning(format_args!(
             "others than the owner may write {} (mode {mode:04o}): chmod go-w it",
+            path.display()
+        ));
+    }
+    if private && mode & 0o004 != 0 {
+        item.warning(format_args!(
+            "everybody on this machine may read {} (mode {mode:04o}): chmod o-r it",
             path.display()
         ));
     }
@@ -205,15 +208,16 @@ pub(super) fn secrets(item: Item<'_>) -> Option<(Vec<Key>, Vec<Origin>)> {
     let before = context.mistakes();
     let mut keys = Vec::new();
     let mut origins: Vec<Origin> = Vec::new();
-    for (number, entry) in (1..).zip(entries) {
+    for entry in entries {
         let Some(table) = entry.table(WANTED) else { continue };
-        let name_at = table.find("name").map_or(table.at, |name| name.at);
-        let Some((secret, origin)) = entry_of(table, number) else { continue };
+        let (named, at) = table.find("name").map_or((false, table.at), |name| (true, name.at));
+        let Some((secret, origin)) = entry_of(table) else { continue };
         if origins.iter().any(|other| other.name == origin.name) {
+            let why = if named { "" } else { ", which is that of its file or variable" };
             context.mistake(
-                name_at,
+                at,
                 &key,
-                format_args!("two secrets are named `{}`: each needs its own `name`", origin.name),
+                format_args!("two secrets have the name `{}`{why}: give each its own `name`", origin.name),
             );
         }
         keys.push(Key::new(origin.name.clone(), &secret, origin.expires));
@@ -229,38 +233,71 @@ pub(super) fn secrets(item: Item<'_>) -> Option<(Vec<Key>, Vec<Origin>)> {
     Some((keys, origins))
 }
 
-fn entry_of(mut table: Table<'_>, number: usize) -> Option<(Secret, Origin)> {
-    let name = table.read("name", format!("secret-{number}"), |item| label(item));
+fn entry_of(mut table: Table<'_>) -> Option<(Secret, Origin)> {
+    let written = table.take("name").map(|item| label(&item));
     let allow_short = table.read("allow_short", false, Item::flag);
     let expires = table.take("expires").map(|item| (expiry(&item), item));
-    let source = Source::read(&mut table);
-    let secret = source.as_ref().and_then(|source| match source.secret(&table, allow_short) {
-        Ok(secret) => Some(secret),
-        Err(error) => {
-            table.mistake(format_args!("{error}; {}", fix(&error, source, "secret")));
-            None
+    let found = Source::read(&mut table).and_then(|(source, item)| {
+        match source.fetch(&item, allow_short, Use::Secret) {
+            Ok(secret) => Some((secret, source)),
+            Err(error) => {
+                table.mistake(format_args!("{error}; {}", fix(&error, &source, "secret")));
+                None
+            }
         }
     });
+    let name = match (written, &found) {
+        (Some(written), _) => written,
+        (None, None) => None,
+        (None, Some((_, source))) => match default_name(&source_name(source)) {
+            Named::Well(name) => Some(name),
+            Named::Badly(why) => {
+                table.mistake(format_args!(
+                    "the name of its file or variable, which is its default name, {why}: give it a `name`"
+                ));
+                None
+            }
+        },
+    };
     table.finish();
     let expires = match expires {
         None => None,
         Some((None, _)) => return None,
         Some((Some(end), item)) => {
-            if end <= item.context.now {
+            if end <= item.context.now
+                && let Some(name) = &name
+            {
                 item.warning(format_args!("the secret `{name}` is expired and left out: remove it"));
             }
             Some(end)
         }
     };
-    Some((secret?, Origin { name, source: source?, expires }))
+    let (secret, source) = found?;
+    Some((secret, Origin { name: name?, source, expires }))
+}
+
+/// What a secret without a name is called by: where it comes from, and not its place in a list, which another one takes
+/// when the secret is changed.
+fn source_name(source: &Source) -> String {
+    match source {
+        Source::Env(name) => name.clone(),
+        Source::File(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        Source::Text => String::new(),
+    }
 }
 
 /// What to do about a value that cannot be had; `what` it is.
 fn fix(error: &SecretSourceError, source: &Source, what: &str) -> String {
     match error {
-        SecretSourceError::Unset { .. } => "set it where hookgate is started".into(),
-        SecretSourceError::Unreadable { .. } => format!("put the {what} there, readable for hookgate's user"),
-        SecretSourceError::TooLong { .. } => format!("it has to hold the {what} alone"),
+        SecretSourceError::Unset { .. } => {
+            "set it where hookgate is started; the value itself never stands in this file".into()
+        }
+        SecretSourceError::File(ReadError { why: Why::TooLong(_), .. }) => {
+            format!("it must hold the {what} alone")
+        }
+        SecretSourceError::File(_) => {
+            format!("write the path of a file that holds the {what} and is readable for hookgate's user")
+        }
         SecretSourceError::Secret(SecretError::Empty) => {
             format!("put the {what} into {source}")
         }
@@ -285,7 +322,7 @@ fn expiry(item: &Item<'_>) -> Option<SystemTime> {
         let what = match written {
             Some(Datetime { date: Some(_), time: Some(_), offset: None }) => "has no offset from UTC",
             Some(Datetime { date: Some(_), time: None, .. }) => "has no time of day",
-            _ => "is no date-time",
+            _ => "is not a date-time",
         };
         item.mistake(format_args!(
             "{what}: write it as in \"2027-01-31T00:00:00Z\" or \"2027-01-31T02:00:00+02:00\""
@@ -300,19 +337,19 @@ pub(super) fn header_value(item: Item<'_>) -> Option<(Zeroizing<Vec<u8>>, Source
         return Some((Zeroizing::new(text.as_bytes().to_vec()), Source::Text));
     }
     let mut table = item.table("a string, { file = \"…\" } or { env = \"NAME\" }")?;
-    let source = Source::read(&mut table);
     // The rules for files and variables are those of secrets, and the value may well be one.
-    let value = source.and_then(|source| match source.secret(&table, true) {
-        Ok(value) => Some((Zeroizing::new(value.as_key().to_vec()), source)),
-        Err(SecretSourceError::Secret(_)) => {
-            table.mistake(format_args!("{source} is empty; put the header's value there"));
-            None
-        }
-        Err(error) => {
-            table.mistake(format_args!("{error}; {}", fix(&error, &source, "header's value")));
-            None
-        }
-    });
+    let value =
+        Source::read(&mut table).and_then(|(source, item)| match source.fetch(&item, true, Use::Header) {
+            Ok(value) => Some((Zeroizing::new(value.as_key().to_vec()), source)),
+            Err(SecretSourceError::Secret(_)) => {
+                table.mistake(format_args!("{source} is empty; put the header's value there"));
+                None
+            }
+            Err(error) => {
+                table.mistake(format_args!("{error}; {}", fix(&error, &source, "header's value")));
+                None
+            }
+        });
     table.finish();
     value
 }
@@ -321,18 +358,22 @@ pub(super) fn header_value(item: Item<'_>) -> Option<(Zeroizing<Vec<u8>>, Source
 mod tests {
     use super::*;
 
-    /// What is set aside is overwritten when it is given back, so that room for the longest file would be paid for.
     #[test]
-    fn a_file_takes_the_room_of_its_length() {
-        let path = std::env::temp_dir().join(format!("hookgate-{}-room", std::process::id()));
-        for length in [0, 1, LEAST_ROOM, LEAST_ROOM + 1, 100_000] {
-            std::fs::write(&path, vec![b'x'; length]).unwrap();
-            let content = read_bounded(&path, 1 << 20).unwrap();
-            assert_eq!(content.len(), length);
-            assert_eq!(content.capacity(), length.max(LEAST_ROOM) + 1);
+    fn only_what_is_surely_the_name_of_a_variable_is_repeated() {
+        for name in ["WEBHOOK_SECRET", "PULUMI_WEBHOOK_SECRET_2", "TOKEN", "_X", "NOT_SET"] {
+            assert_eq!(shown_variable(name), format!("the environment variable {name}"));
         }
-        assert!(matches!(read_bounded(&path, 99_999), Err(SecretSourceError::TooLong { .. })));
-        assert_eq!(read_bounded(&path, 100_000).unwrap().len(), 100_000);
-        std::fs::remove_file(path).unwrap();
+        for secret in [
+            "sec2-known-secret-0123456789abcdef",
+            "abcdef0123456789abcdef0123456789",
+            "ABCDEF0123456789ABCDEF0123456789",
+            "JBSWY3DPEHPK3PXP",
+            "correct_horse_battery",
+            "a b",
+            "",
+            "9A",
+        ] {
+            assert!(secret.is_empty() || !shown_variable(secret).contains(secret), "{secret}");
+        }
     }
 }

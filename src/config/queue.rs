@@ -1,22 +1,31 @@
 //! What `[queue]` may say.
 
 use std::{
+    fmt::Display,
+    fs::{self, Metadata},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use hyper::http::uri::Authority;
+use rustix::fs::{Access, access};
 
 use super::{
-    certificates::authorities,
+    certificates::{authorities, odd_text},
     file::{LONGEST, SHORTEST},
-    origin::{SecretSourceError, read_bounded, warn_of_writers},
+    origin::warn_of_mode,
+    own::is_this_machine,
     reader::{Item, Table},
+    units::show_duration,
 };
-use crate::delivery::{
-    backoff::Backoff,
-    queue::{Retention, Store, nats},
-    worker,
+use crate::{
+    delivery::{
+        backoff::Backoff,
+        queue::{Retention, Store, nats},
+        worker,
+    },
+    files::is_repeatable,
 };
 
 /// `[queue]`.
@@ -30,6 +39,13 @@ pub struct Queue {
     pub worker: worker::Settings,
 }
 
+impl Queue {
+    /// Whether `order` and `coalesce` can be had: several services that share a queue keep no order among them.
+    pub(super) const fn is_ordered(&self) -> bool {
+        matches!(self.store, Store::Sqlite { .. })
+    }
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// No log entry and no job is kept longer.
@@ -41,7 +57,8 @@ const MAX_BYTES: usize = if usize::BITS > 50 { 1 << 50 } else { usize::MAX };
 /// The longest file with credentials, in bytes.
 const MAX_CREDENTIALS: usize = 64 << 10;
 
-pub(super) fn queue(mut table: Table<'_>) -> Queue {
+pub(super) fn queue(mut table: Table<'_>, window: Option<Duration>) -> Queue {
+    let before = table.context.mistakes();
     let Queue { retention, worker, .. } = Queue::default();
     let store = table.read("store", Engine::Sqlite, |item| {
         item.word(&[("sqlite", Engine::Sqlite), ("nats", Engine::Nats)])
@@ -67,6 +84,18 @@ pub(super) fn queue(mut table: Table<'_>) -> Queue {
             }),
         },
     };
+    if table.context.mistakes() == before
+        && let Some(window) = window.filter(|window| settings.retention.retain < *window)
+    {
+        let text = format!(
+            "is shorter than `dedupe.window`, which is {}: raise it, or lower `window`",
+            show_duration(window)
+        );
+        match table.find("retain") {
+            Some(item) => table.context.mistake(item.at, &table.path("retain"), text),
+            None => table.mistake(text),
+        }
+    }
     table.finish();
     settings
 }
@@ -84,22 +113,79 @@ fn sqlite(table: &mut Table<'_>) -> Store {
     let read = |item: &Item<'_>| {
         let path = item.text("the path of a file such as \"/var/lib/hookgate/queue.db\"")?;
         if path.is_empty() || path.ends_with('/') || path.contains('\0') {
-            item.mistake("has to be the path of a file: write \"/var/lib/hookgate/queue.db\"");
+            item.mistake("must be the path of a file: write \"/var/lib/hookgate/queue.db\"");
             return None;
         }
         Some(PathBuf::from(path))
     };
-    match table.take("path").and_then(|item| read(&item)) {
+    let item = table.take("path");
+    let store = match item.as_ref().and_then(read) {
         Some(path) => Store::Sqlite { path },
         None => Store::default(),
+    };
+    if let Store::Sqlite { path } = &store {
+        let at = item.as_ref().map_or(table.at, |item| item.at);
+        warn_of_queue(table, at, path);
+    }
+    store
+}
+
+/// Where the service would not start, or others could read deliveries with their signatures. That the service makes the
+/// files itself is its own matter.
+fn warn_of_queue(table: &Table<'_>, at: usize, path: &Path) {
+    let warning = |text: &dyn Display| table.context.warning(at, &table.path("path"), text);
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let looked = {
+        let files = [path.to_owned(), PathBuf::from(log)];
+        let folder = folder.clone();
+        move || {
+            let modes = files.map(|file| {
+                let meta = file.metadata().ok().filter(Metadata::is_file)?;
+                Some((file, meta.permissions().mode() & 0o777))
+            });
+            let room = match fs::metadata(&folder) {
+                Err(error) => Err(error.to_string()),
+                Ok(meta) if !meta.is_dir() => Err("it is not a folder".into()),
+                Ok(_) => {
+                    access(&folder, Access::WRITE_OK | Access::EXEC_OK).map_err(|error| error.to_string())
+                }
+            };
+            (modes, room, is_repeatable(&folder))
+        }
+    };
+    let Some((modes, room, repeatable)) = table.context.patience.within(looked) else {
+        warning(&"could not be looked at in time: does its file system hang?");
+        return;
+    };
+    if let Err(reason) = room {
+        let folder = if repeatable { folder.display().to_string() } else { "the folder".to_owned() };
+        warning(&format_args!(
+            "{folder} is not a folder that this user may write to ({reason}): make it, and give it to hookgate's user, before the service starts"
+        ));
+    }
+    for (file, mode) in modes.into_iter().flatten() {
+        if mode & 0o077 != 0 {
+            warning(&format_args!(
+                "others than the owner may read or write {} (mode {mode:04o}), and there are deliveries with their signatures in it: chmod 600 it",
+                file.display()
+            ));
+        }
     }
 }
 
 fn nats_store(table: &mut Table<'_>) -> Store {
     table.refuse("path", "is for store = \"sqlite\" only: remove it, or write store = \"sqlite\"");
-    let url = table
-        .require("url", "write url = \"nats://HOST:4222\", or \"tls://HOST:4222\" for TLS")
-        .and_then(|item| url(&item));
+    let item = table.require("url", "write url = \"nats://HOST:4222\", or \"tls://HOST:4222\" for TLS");
+    let url = item.as_ref().and_then(url);
+    // With authorities of its own, only TLS is spoken.
+    if let (Some(item), Some(url), None) = (&item, &url, table.find("ca")) {
+        warn_of_plain(item, url);
+    }
     let stream = table.read("stream", "HOOKGATE".to_owned(), stream);
     let credentials = table.take("credentials").and_then(credentials);
     let ca = table.take("ca").and_then(|item| authorities(&item)).map(|(path, _)| path);
@@ -120,9 +206,19 @@ fn url(item: &Item<'_>) -> Option<String> {
     }
 }
 
+fn warn_of_plain(item: &Item<'_>, url: &str) {
+    let hosts = url.split(',').filter_map(|server| server.strip_prefix("nats://")?.parse::<Authority>().ok());
+    let mut hosts = hosts.map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
+    if hosts.any(|host| !is_this_machine(&host, item.context.patience)) {
+        item.warning(
+            "goes to another machine without TLS: whoever is on the way can read and change deliveries; write tls://",
+        );
+    }
+}
+
 fn url_mistake(text: &str) -> Option<&'static str> {
     let Some(rest) = ["nats://", "tls://"].iter().find_map(|scheme| text.strip_prefix(scheme)) else {
-        return Some("has to begin with nats:// or tls://: write e.g. \"nats://nats:4222\"");
+        return Some("must begin with nats:// or tls://: write e.g. \"nats://nats:4222\"");
     };
     if rest.contains('@') {
         return Some("has credentials in it: remove them, and write credentials = { file = \"…\" }");
@@ -132,7 +228,7 @@ fn url_mistake(text: &str) -> Option<&'static str> {
         let host = authority.host();
         !host.is_empty() && (rest == host || authority.port_u16().is_some())
     });
-    (!good).then_some("has to be a host with or without a port: write e.g. \"nats://nats:4222\"")
+    (!good).then_some("must be a host with or without a port: write e.g. \"nats://nats:4222\"")
 }
 
 /// A name that NATS takes for a stream, and that the names of others can be made of.
@@ -140,7 +236,7 @@ fn stream(item: &Item<'_>) -> Option<String> {
     let text = item.text("a name such as \"HOOKGATE\"")?;
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
     if !(1..=100).contains(&text.len()) || !text.bytes().all(allowed) {
-        item.mistake("has to be a name of 1 to 100 of A-Z, a-z, 0-9, '_' and '-': write e.g. \"HOOKGATE\"");
+        item.mistake("must be a name of 1 to 100 of A-Z, a-z, 0-9, '_' and '-': write e.g. \"HOOKGATE\"");
         return None;
     }
     Some(text.to_owned())
@@ -159,24 +255,28 @@ fn credentials(item: Item<'_>) -> Option<PathBuf> {
     };
     let text = item.text("a path in quotes")?;
     if text.contains("-----") || text.contains(char::is_control) || text.is_empty() {
-        item.mistake(format_args!("has to be the path of a file with credentials: write {WANTED}"));
+        item.mistake(format_args!("must be the path of a file with credentials: write {WANTED}"));
         return None;
     }
     let path = Path::new(text);
     item.context.name_file(path);
-    warn_of_writers(&item, path);
-    match read_bounded(path, MAX_CREDENTIALS) {
-        Ok(content) if str::from_utf8(&content).is_ok_and(holds_credentials) => return Some(path.to_owned()),
-        Ok(_) => item.mistake(format_args!(
-            "{} holds no credentials of NATS: put there what `nsc generate creds` writes",
-            path.display()
-        )),
-        Err(error @ (SecretSourceError::Unreadable { .. } | SecretSourceError::TooLong { .. })) => {
-            item.mistake(format_args!(
-                "{error}; put there what `nsc generate creds` writes, readable for hookgate's user"
-            ));
+    match item.context.patience.read(path, MAX_CREDENTIALS) {
+        Ok(content) => {
+            warn_of_mode(&item, path, content.mode, true);
+            let shown = path.display();
+            if let Some(odd) = odd_text(&content.bytes) {
+                item.mistake(format_args!("{shown} {odd}"));
+            } else if str::from_utf8(&content.bytes).is_ok_and(holds_credentials) {
+                return Some(path.to_owned());
+            } else {
+                item.mistake(format_args!(
+                    "{shown} holds no credentials of NATS: put there what `nsc generate creds` writes"
+                ));
+            }
         }
-        Err(error) => item.mistake(error),
+        Err(error) => item.mistake(format_args!(
+            "{error}; put what `nsc generate creds` writes into a file that hookgate's user can read, and its path here"
+        )),
     }
     None
 }
@@ -214,7 +314,7 @@ pub(super) fn coalesce(item: &Item<'_>, max_age: Duration) -> Option<Duration> {
     let wait = item.duration(SHORTEST..=DAY)?;
     if wait >= max_age {
         item.mistake(
-            "has to be shorter than `queue.max_age`, or each delivery is given up before it is tried: lower it, or raise `max_age`",
+            "must be shorter than `queue.max_age`, or each delivery is given up before it is tried: lower it, or raise `max_age`",
         );
         return None;
     }

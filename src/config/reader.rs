@@ -2,7 +2,8 @@
 //!
 //! A [`Table`] hands out its keys one by one; what nobody took when it is finished is unknown. An [`Item`] knows its
 //! key's path and its place, so a mistake is made where it is found. Reading functions answer `None` after they have
-//! noted what is wrong. Values are repeated in a mistake only by those who know that they are no secrets.
+//! noted what is wrong. Whatever the key is, a mistake repeats a value only if it is shorter than any secret or like a
+//! known word: a secret may stand in every place. Keys that are not known are values in this sense.
 
 use std::{
     cell::RefCell,
@@ -14,26 +15,25 @@ use std::{
 };
 
 use toml::de::{DeTable, DeValue};
-use zeroize::Zeroizing;
 
 use super::{
     fingerprint::{self, Contents},
     look::Look,
-    origin::{SecretSourceError, read_bounded},
-    report::{Mistake, Place},
+    report::{Mistake, Place, quoted, short},
     units::{parse_duration, parse_size, show_duration, show_size},
 };
+use crate::files::{Content, Patience, ReadError};
 
 /// What a file is read with: where mistakes are collected, and what the file is read against.
 pub(super) struct Context<'c> {
-    pub(super) file: &'c Path,
-    pub(super) text: &'c str,
-    /// Who is told of each file before it is read.
-    tell: &'c dyn Fn(&Path),
+    file: &'c Path,
+    text: &'c str,
     /// What counts as now.
     pub(super) now: SystemTime,
     /// The environment's variables.
     pub(super) variable: &'c dyn Fn(&str) -> Option<OsString>,
+    /// For reading the files that the file names.
+    pub(super) patience: &'c Patience,
     mistakes: RefCell<Vec<Mistake>>,
     warnings: RefCell<Vec<Mistake>>,
     files: RefCell<Vec<PathBuf>>,
@@ -45,7 +45,7 @@ pub(super) struct Context<'c> {
 pub(super) struct Findings {
     /// What is wrong.
     pub(super) mistakes: Vec<Mistake>,
-    /// What is doubtful.
+    /// What is to be warned of.
     pub(super) warnings: Vec<Mistake>,
     /// The files that the file names.
     pub(super) files: Vec<PathBuf>,
@@ -61,18 +61,20 @@ impl<'c> Context<'c> {
         text: &'c str,
         now: SystemTime,
         variable: &'c dyn Fn(&str) -> Option<OsString>,
+        patience: &'c Patience,
     ) -> Self {
         let (mistakes, warnings, files, looks, contents) = Default::default();
-        Self { file, text, tell: &|_| {}, now, variable, mistakes, warnings, files, looks, contents }
-    }
-
-    pub(super) fn telling(self, tell: &'c dyn Fn(&Path)) -> Self {
-        Self { tell, ..self }
+        Self { file, text, now, variable, patience, mistakes, warnings, files, looks, contents }
     }
 
     /// Notes what is wrong at a byte offset.
     pub(super) fn mistake(&self, at: usize, key: &str, text: impl Display) {
         self.mistakes.borrow_mut().push(self.note(at, key, &text));
+    }
+
+    /// Notes what is to be warned of at a byte offset.
+    pub(super) fn warning(&self, at: usize, key: &str, text: impl Display) {
+        self.warnings.borrow_mut().push(self.note(at, key, &text));
     }
 
     fn note(&self, at: usize, key: &str, text: &dyn Display) -> Mistake {
@@ -96,19 +98,17 @@ impl<'c> Context<'c> {
 
     /// Remembers a file that the configuration names. To be called before it is read.
     pub(super) fn name_file(&self, path: &Path) {
-        (self.tell)(path);
         let mut files = self.files.borrow_mut();
         if !files.iter().any(|known| known == path) {
             files.push(path.to_owned());
-            self.looks.borrow_mut().push(Look::at(path));
+            self.looks.borrow_mut().push(Look::within(self.patience, path));
         }
     }
 
     /// Reads a file that was named.
-    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Zeroizing<Vec<u8>>, SecretSourceError> {
-        (self.tell)(path);
-        let read = read_bounded(path, limit)?;
-        self.contents.borrow_mut().insert(path.to_owned(), fingerprint::content(&read));
+    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Content, ReadError> {
+        let read = self.patience.read(path, limit)?;
+        self.contents.borrow_mut().insert(path.to_owned(), fingerprint::content(&read.bytes));
         Ok(read)
     }
 
@@ -141,15 +141,14 @@ impl<'c> Item<'c> {
         self.context.mistake(self.at, &self.key, text);
     }
 
-    /// Notes that the value is doubtful.
+    /// Notes what is to be warned of.
     pub(super) fn warning(&self, text: impl Display) {
-        let note = self.context.note(self.at, &self.key, &text);
-        self.context.warnings.borrow_mut().push(note);
+        self.context.warning(self.at, &self.key, text);
     }
 
     /// Notes that the value has another type than the wanted one. The value itself is not repeated.
     pub(super) fn wrong_type(&self, wanted: &str) {
-        self.mistake(format_args!("is {}; it has to be {wanted}", type_of(self.value)));
+        self.mistake(format_args!("is {}; it must be {wanted}", type_of(self.value)));
     }
 
     /// A string.
@@ -185,9 +184,12 @@ impl<'c> Item<'c> {
         let text = match self.value {
             DeValue::String(text) => text,
             DeValue::Integer(number) => {
-                self.mistake(format_args!(
-                    "has to be a duration with its unit: write \"{number}s\" for seconds"
-                ));
+                self.mistake(match short(number.as_str()) {
+                    Some(number) => {
+                        format!("must be a duration with its unit: write \"{number}s\" for seconds")
+                    }
+                    None => "must be a duration with its unit: write e.g. \"10s\"".into(),
+                });
                 return None;
             }
             _ => {
@@ -196,8 +198,9 @@ impl<'c> Item<'c> {
             }
         };
         let Some(duration) = parse_duration(text) else {
+            let value = quoted(text);
             self.mistake(format_args!(
-                "`{text}` is no duration: write whole numbers with d, h, m, s or ms, such as \"10s\", \"250ms\" or \"1m30s\""
+                "{value} is not a duration: write whole numbers with d, h, m, s or ms, such as \"10s\", \"250ms\" or \"1m30s\""
             ));
             return None;
         };
@@ -209,7 +212,10 @@ impl<'c> Item<'c> {
         let text = match self.value {
             DeValue::String(text) => text,
             DeValue::Integer(number) => {
-                self.mistake(format_args!("has to be a size with its unit: write \"{number}B\" for bytes"));
+                self.mistake(match short(number.as_str()) {
+                    Some(number) => format!("must be a size with its unit: write \"{number}B\" for bytes"),
+                    None => "must be a size with its unit: write e.g. \"1MiB\"".into(),
+                });
                 return None;
             }
             _ => {
@@ -218,8 +224,9 @@ impl<'c> Item<'c> {
             }
         };
         let Some(size) = parse_size(text) else {
+            let value = quoted(text);
             self.mistake(format_args!(
-                "`{text}` is no size: write a whole number with B, KiB, MiB or GiB (KB, MB and GB are powers of 1000), such as \"1MiB\""
+                "{value} is not a size: write a whole number with B, KiB, MiB or GiB (KB, MB and GB are powers of 1000), such as \"1MiB\""
             ));
             return None;
         };
@@ -237,7 +244,7 @@ impl<'c> Item<'c> {
     ) -> Option<T> {
         let fits = value.filter(|value| bounds.contains(value));
         if fits.is_none() {
-            self.mistake(format_args!("has to be from {} to {}", show(bounds.start()), show(bounds.end())));
+            self.mistake(format_args!("must be from {} to {}", show(bounds.start()), show(bounds.end())));
         }
         fits
     }
@@ -249,7 +256,7 @@ impl<'c> Item<'c> {
         let text = self.text(&wanted)?;
         let found = words.iter().find(|(name, _)| *name == text);
         if found.is_none() {
-            self.mistake(format_args!("`{text}` is not known here: write {wanted}"));
+            self.mistake(format_args!("{} is not known here: write {wanted}", quoted(text)));
         }
         found.map(|(_, value)| *value)
     }
@@ -261,7 +268,7 @@ impl<'c> Item<'c> {
             return None;
         };
         if list.is_empty() {
-            self.mistake(format_args!("is empty: it has to be {wanted}"));
+            self.mistake(format_args!("is empty: it must be {wanted}"));
             return None;
         }
         let member = |value: &'c toml::Spanned<DeValue<'c>>| {
@@ -274,7 +281,8 @@ impl<'c> Item<'c> {
     /// The strings of a list, each with its item; members that are none are mistakes.
     pub(super) fn texts(&self, example: &str) -> Option<Vec<(Self, &'c str)>> {
         if let Some(text) = self.value.as_str() {
-            self.mistake(format_args!("has to be a list: write [\"{text}\"]"));
+            let text = short(text).unwrap_or("…");
+            self.mistake(format_args!("must be a list: write [\"{text}\"]"));
             return None;
         }
         let list = self.list(&format!("a list of strings such as {example}"))?;
@@ -358,8 +366,13 @@ impl<'c> Table<'c> {
         Some(self.item(key.span().start, name, value))
     }
 
+    /// Its keys with their values, as the file has them.
+    pub(super) const fn entries(&self) -> &'c DeTable<'c> {
+        self.entries
+    }
+
     /// All keys of a table whose keys are the operator's, in the order of the file.
-    pub(super) fn entries(&self) -> Vec<(&'c str, Item<'c>)> {
+    pub(super) fn items(&self) -> Vec<(&'c str, Item<'c>)> {
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|(key, _)| key.span().start);
         let item = |(key, value): (&'c toml::Spanned<std::borrow::Cow<'c, str>>, _)| {
@@ -386,10 +399,15 @@ impl<'c> Table<'c> {
 
     /// Notes every key that nobody took.
     pub(super) fn finish(self) {
-        for (name, item) in self.entries() {
+        for (name, item) in self.items() {
             if !self.known.contains(&name) && !self.misplaced.contains(&name) {
                 let known = Known { name, known: &self.known };
-                self.context.mistake(item.key_at, &item.key, format_args!("is not a known key; {known}"));
+                // What is unlike any key, and as long as a secret, may be one.
+                let is_like = |known: &str| name.len() <= known.len() + MISSPELT;
+                let shown =
+                    if short(name).is_some() || known.similar().is_some_and(is_like) { name } else { "…" };
+                let key = self.path(shown);
+                self.context.mistake(item.key_at, &key, format_args!("is not a known key; {known}"));
             }
         }
     }
@@ -401,14 +419,23 @@ struct Known<'k> {
     known: &'k [&'static str],
 }
 
+impl Known<'_> {
+    fn similar(&self) -> Option<&str> {
+        nearest(self.name, self.known.iter().copied())
+    }
+}
+
 impl Display for Known<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match nearest(self.name, self.known.iter().copied()) {
+        match self.similar() {
             Some(similar) => write!(f, "did you mean `{similar}`?"),
             None => write!(f, "known here: {}", self.known.join(", ")),
         }
     }
 }
+
+/// By how much a misspelt word may be longer than the known one to be repeated whatever its length.
+pub(super) const MISSPELT: usize = 4;
 
 /// How unlike a known word may be to be suggested: 0 is unlike, 1 is equal.
 const SIMILAR: f64 = 0.75;

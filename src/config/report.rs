@@ -8,7 +8,9 @@ use std::{
     path::PathBuf,
 };
 
-/// Something wrong, or something doubtful, in a configuration file.
+use crate::webhook::secret::MIN_LEN;
+
+/// Something wrong, or something to be warned of, in a configuration file.
 ///
 /// Prints as one line: `FILE:LINE:COLUMN: KEY: what is wrong; what would be right`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +65,30 @@ impl fmt::Display for Mistake {
 /// Keys and names come from the file, and TOML lets them hold line breaks; a mistake is one line.
 fn write_plain(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
     text.chars()
-        .try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
+        .try_for_each(|c| if is_hidden(c) { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
+}
+
+/// Whether a character cannot be seen as what it is: control characters, line and paragraph separators, what changes
+/// the direction of text, what has no width, spaces that look like another. Whoever prints the text of others writes
+/// its code instead.
+#[must_use]
+pub fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{a0}' | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{2000}'..='\u{200f}' | '\u{2028}'..='\u{202f}' | '\u{205f}'..='\u{206f}'
+            | '\u{2800}' | '\u{3000}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}'
+            | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A value as a mistake may repeat it: one that is as long as a secret may be one, in whatever place it stands.
+pub(super) fn quoted(value: &str) -> String {
+    short(value).map_or_else(|| "this value".to_owned(), |value| format!("`{value}`"))
+}
+
+/// A value, if it is too short to be a secret.
+pub(super) fn short(value: &str) -> Option<&str> {
+    Some(value).filter(|value| value.len() < MIN_LEN)
 }
 
 /// Everything that is wrong with a configuration, in the order of the file. Prints one line each.

@@ -1,6 +1,9 @@
 //! Whole files, good and bad. Each of `tests/data/config/invalid/*.toml` has its report beside it; what the valid
 //! ones mean is tested where it is told, in `cli::check`.
 
+mod odd;
+mod places;
+
 use std::{
     collections::BTreeSet,
     fs::{self, Permissions},
@@ -19,6 +22,7 @@ use crate::{
         queue::{Policy, Retention, Store, nats},
         worker,
     },
+    files::ReadError,
     ingress::{TrustedProxies, listener},
     webhook::{
         event::{EVENTS, Group, KINDS},
@@ -83,7 +87,7 @@ fn every_invalid_file_is_reported_as_stands_beside_it() {
         assert_eq!(report, expected, "{}", path.display());
         assert!(!SECRETS.iter().any(|secret| report.contains(secret)), "{report}");
     }
-    assert_eq!(files.len(), 22);
+    assert_eq!(files.len(), 28);
 }
 
 #[test]
@@ -109,7 +113,7 @@ path = "/webhooks/pulumi"
 secret = { env = "GOOD_SECRET" }
 events = ["environments"]
 [[webhook.destination]]
-url = "http://app/"
+url = "http://127.0.0.1:3000/"
 "#
 }
 
@@ -121,12 +125,12 @@ fn absent_keys_have_the_defaults_of_their_settings() {
     assert_eq!(config.log, log::Settings::default());
     assert_eq!(config.dedupe, dedupe::Settings::default());
     let [webhook] = &config.webhooks[..] else { panic!("one webhook") };
-    assert_eq!(webhook.settings.name, "webhook-1");
-    assert_eq!(webhook.secrets[0].name, "secret-1");
+    assert_eq!(webhook.settings.name, "webhooks-pulumi");
+    assert_eq!(webhook.secrets[0].name, "GOOD_SECRET");
     assert_eq!(webhook.settings.filter.kind_check, KindCheck::Enforce);
     assert!(webhook.scope.is_none() && webhook.settings.filter.organization.is_none());
     let [destination] = &webhook.settings.destinations[..] else { panic!("one destination") };
-    assert_eq!((destination.name.as_str(), destination.timeout), ("destination-1", Duration::from_secs(10)));
+    assert_eq!((destination.name.as_str(), destination.timeout), ("default", Duration::from_secs(10)));
     assert!(destination.headers.is_empty() && destination.ca.is_none() && destination.events.is_none());
     assert_eq!(config.files, [Path::new("hookgate.toml")]);
 }
@@ -138,6 +142,7 @@ fn every_key_is_read() {
     let config = Config::parse_in(&path, &text, test_now(), &test_variable).unwrap();
     let server = server::Settings {
         listen: listener::Address::Tcp("127.0.0.1:1".parse().unwrap()),
+        listen_mode: 0o600,
         trusted_proxies: TrustedProxies::new(
             ["10.0.0.0/8", "fd00::1/128"].map(|network| network.parse().unwrap()),
         ),
@@ -225,22 +230,25 @@ fn networks_of_proxies() {
 fn addresses_to_listen_on() {
     for (text, what) in [
         (":8080", r#"`:8080` has no IP address: write "0.0.0.0:8080", or "[::]:8080" for IPv6 as well"#),
-        ("localhost:1", r#"has to be an IP address, not a name: write "127.0.0.1:1""#),
+        ("localhost:1", r#"must be an IP address, not a name: write "127.0.0.1:1""#),
+        ("::1:8080", r#"an IPv6 address needs brackets: write "[::1]:8080""#),
+        ("[::1]", r#"has no port: write "[::1]:8080""#),
         (
-            "127.0.0.1",
-            r#"`127.0.0.1` is no address to listen on: write "IP:PORT" such as "0.0.0.0:8080", or "unix:/PATH""#,
+            "*:8080",
+            r#"must have an IP address instead of `*`: write "0.0.0.0:8080", or "[::]:8080" for IPv6 as well"#,
         ),
+        ("127.0.0.1", r#"has no port: write "127.0.0.1:8080""#),
         (
             "app:80",
-            r#"`app:80` is no address to listen on: write "IP:PORT" such as "0.0.0.0:8080", or "unix:/PATH""#,
+            r#"`app:80` is not an address to listen on: write "IP:PORT" such as "0.0.0.0:8080", or "unix:/PATH""#,
         ),
         (
             "0.0.0.0:65536",
-            r#"`0.0.0.0:65536` is no address to listen on: write "IP:PORT" such as "0.0.0.0:8080", or "unix:/PATH""#,
+            r#"`0.0.0.0:65536` is not an address to listen on: write "IP:PORT" such as "0.0.0.0:8080", or "unix:/PATH""#,
         ),
         (
             "unix:http.sock",
-            r#"the path of a unix socket has to be absolute: write "unix:/run/hookgate/http.sock""#,
+            r#"the path of a unix socket must be absolute: write "unix:/run/hookgate/http.sock""#,
         ),
     ] {
         let found = mistakes(&with(&format!("server.listen = \"{text}\"")));
@@ -320,62 +328,20 @@ impl Drop for Folder {
 }
 
 #[test]
-fn files_that_others_may_write_are_warned_of() {
-    let folder = Folder::new("writers");
-    let secret = folder.write("secret", b"0123456789abcdef", 0o600);
-    let link = folder.0.join("link");
-    std::os::unix::fs::symlink(&secret, &link).unwrap();
-    let text = with("").replace("{ env = \"GOOD_SECRET\" }", &format!("{{ file = {link:?} }}"));
-    for (mode, warned) in [(0o600, false), (0o644, false), (0o660, true), (0o602, true), (0o666, true)] {
-        fs::set_permissions(&secret, Permissions::from_mode(mode)).unwrap();
-        let warnings = parse(&text).unwrap().warnings;
-        assert_eq!(warnings.len(), usize::from(warned), "{mode:o} {warnings:?}");
-        assert!(
-            warnings
-                .iter()
-                .all(|w| w.key == "webhook.webhook-1.secret.file" && w.text.contains("chmod go-w"))
-        );
-    }
-}
-
-#[test]
-fn private_keys_that_everybody_may_read_are_warned_of() {
-    let folder = Folder::new("readers");
-    let [cert, key] = ["server.crt", "server.key"].map(|name| {
-        let content = fs::read(Path::new(FOLDER).join("files").join(name)).unwrap();
-        folder.write(name, &content, 0o600)
-    });
-    let tls = |cert: &Path| format!("server.tls = {{ cert = {cert:?}, key = {key:?} }}");
-    for (mode, words) in [
-        (0o600, &[][..]),
-        (0o440, &[]),
-        (0o644, &["chmod o-r"]),
-        (0o620, &["chmod go-w"]),
-        (0o666, &["chmod go-w", "chmod o-r"]),
-    ] {
-        fs::set_permissions(&key, Permissions::from_mode(mode)).unwrap();
-        let config = parse(&with(&tls(&cert))).unwrap();
-        let told: Vec<_> = config.warnings.iter().map(|warning| warning.text.as_str()).collect();
-        assert_eq!(told.len(), words.len(), "{mode:o} {told:?}");
-        assert!(told.iter().zip(words).all(|(told, word)| told.contains(word)), "{mode:o} {told:?}");
-        assert!(config.warnings.iter().all(|warning| warning.key == "server.tls.key"));
-        assert_eq!(config.files, [Path::new("hookgate.toml"), &cert, &key]);
-    }
-    // The key is no certificate, and nothing of it is repeated.
-    let told = mistakes(&with(&tls(&key)));
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("server.tls.cert: ") && told[0].contains("holds no certificate"), "{told:?}");
-}
-
-#[test]
 fn secrets_are_read_as_they_are() {
     let folder = Folder::new("secrets");
     let path = folder.write("s", b" \xff0123456789abcdef \r\n", 0o600);
     assert_eq!(secret_from_file(&path, false).unwrap().as_key(), b" \xff0123456789abcdef ");
     let long = folder.write("long", &[b'x'; (64 << 10) + 1], 0o600);
-    assert!(matches!(secret_from_file(&long, false), Err(SecretSourceError::TooLong { .. })));
-    assert!(matches!(secret_from_file(&folder.0, false), Err(SecretSourceError::Unreadable { .. })));
-    let unset = secret_from_env("HOOKGATE_TEST_THAT_IS_NEVER_SET", false).unwrap_err();
+    assert!(matches!(
+        secret_from_file(&long, false),
+        Err(SecretSourceError::File(ReadError { why: Why::TooLong(_), .. }))
+    ));
+    assert!(matches!(
+        secret_from_file(&folder.0, false),
+        Err(SecretSourceError::File(ReadError { why: Why::Folder, .. }))
+    ));
+    let unset = bytes_from_env("HOOKGATE_TEST_THAT_IS_NEVER_SET").unwrap_err();
     assert_eq!(unset.to_string(), "the environment variable HOOKGATE_TEST_THAT_IS_NEVER_SET is not set");
 }
 
@@ -445,7 +411,7 @@ fn every_key_of_the_queue_is_read() {
     let queue = Queue {
         store: Store::Sqlite { path: "queue.db".into() },
         retention: Retention {
-            retain: Duration::ZERO,
+            retain: Duration::from_secs(300),
             dead_retain: Duration::from_secs(7 * 24 * 60 * 60),
             max_bytes: 2 << 20,
         },
@@ -612,6 +578,7 @@ fn a_queue_can_be_looked_into_whatever_else_is_wrong() {
         [queue]
         path = "/tmp/q.db"
         [[webhook]]
+        path = "/webhooks/pulumi"
         secret = { file = "/nowhere" }
         [[webhook.destination]]
         name = "app"
@@ -620,21 +587,23 @@ fn a_queue_can_be_looked_into_whatever_else_is_wrong() {
         [[webhook]]
         name = "esc"
         [[webhook.destination]]
+        [[webhook]]
+        name = "other"
+        [[webhook.destination]]
         name = "no name"
+        [[webhook]]
+        [[webhook.destination]]
         [[webhook]]
         destination = "nonsense"
     "#;
-    let view = QueueView::parse(path, text).unwrap();
+    let view = QueueView::parse(path, text, &Patience::default()).unwrap();
     assert_eq!(view.queue.unwrap().store, Store::Sqlite { path: "/tmp/q.db".into() });
     let recipients: BTreeSet<_> = view.recipients.iter().map(ToString::to_string).collect();
-    assert_eq!(
-        recipients.iter().collect::<Vec<_>>(),
-        ["esc/destination-1", "webhook-1/app", "webhook-1/destination-2"]
-    );
+    assert_eq!(recipients.iter().collect::<Vec<_>>(), ["esc/default", "webhooks-pulumi/app"]);
 
-    let none = QueueView::parse(path, "webhook = 3").unwrap();
+    let none = QueueView::parse(path, "webhook = 3", &Patience::default()).unwrap();
     assert_eq!(none, QueueView { queue: None, recipients: HashSet::new() });
-    let wrong = |text| QueueView::parse(path, text).unwrap_err().to_string();
+    let wrong = |text| QueueView::parse(path, text, &Patience::default()).unwrap_err().to_string();
     assert!(wrong("[queue]\nstor = 1").contains("h.toml:2:1: queue.stor"), "{}", wrong("[queue]\nstor = 1"));
     assert!(wrong("queue = 1").contains("queue"));
     assert!(wrong("[queue").contains("not TOML"));
@@ -661,7 +630,7 @@ fn recipients_are_those_of_the_whole_configuration() {
                 })
             })
             .collect();
-        let view = QueueView::parse(&path, &text).unwrap();
+        let view = QueueView::parse(&path, &text, &Patience::default()).unwrap();
         assert_eq!(view.recipients, expected, "{}", path.display());
         assert_eq!(view.queue, whole.queue, "{}", path.display());
         seen += 1;

@@ -72,7 +72,7 @@ pub async fn attempt(
     let outcome = match destination.upstream.send(lane, &request, now).await {
         Ok(reply) if reply.status.is_success() => Outcome::Delivered(reply),
         Ok(reply) => Outcome::Declined(reply),
-        Err(error) => Outcome::Failed(error),
+        Err(error) => Outcome::Failed(error.of(&destination.name)),
     };
     (outcome, Instant::now())
 }

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hyper::header::HeaderValue;
 use tokio::time::{Instant, timeout};
 
 use super::{
@@ -69,7 +70,7 @@ impl Dispatch {
                         destinations: destinations
                             .iter()
                             .filter(|destination| destination.wants(delivery))
-                            .map(|destination| (destination.name.clone(), destination.policy))
+                            .map(|destination| (destination.name.clone(), policy(destination, &parcel)))
                             .collect(),
                         parcel,
                     },
@@ -78,6 +79,43 @@ impl Dispatch {
             }
         }
     }
+
+    /// Whether what came with this `traceparent` is the queue's own request for this delivery: it is stored with the one
+    /// that all its attempts carry, whichever process makes them. A sender's copy carries the sender's, and so does
+    /// that of another hookgate in front.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`] if the queue cannot say.
+    pub async fn has_sent(
+        &self,
+        webhook: &str,
+        id: &str,
+        traceparent: &HeaderValue,
+    ) -> Result<bool, QueueError> {
+        let Self::Queued(queue) = self else { return Ok(false) };
+        let filter = queue::Filter {
+            ids: vec![id.to_owned()],
+            webhook: Some(webhook.to_owned()),
+            ..queue::Filter::default()
+        };
+        let looked = timeout(COMMIT, async {
+            // Its jobs have one parcel, and the newest delivery of this ID is the one that is meant.
+            let Some(job) = queue.list(&filter, 1).await?.pop() else { return Ok(false) };
+            let details = queue.show(&job.id).await?;
+            Ok(details.is_some_and(|details| details.parcel.traceparent == *traceparent))
+        });
+        looked.await.unwrap_or_else(|_elapsed| {
+            Err(QueueError::Unavailable(format!("it did not find a delivery within {COMMIT:?}")))
+        })
+    }
+}
+
+/// How the destination wants this delivery. What is not proven takes no other one's place in the queue: anybody who has
+/// some signed body of an environment can send it as a newer event.
+fn policy(destination: &Destination, parcel: &Parcel) -> queue::Policy {
+    let coalesce = destination.policy.coalesce.filter(|_| parcel.kind_verified);
+    queue::Policy { coalesce, ..destination.policy }
 }
 
 async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {

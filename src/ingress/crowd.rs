@@ -2,11 +2,11 @@
 //!
 //! A newcomer never waits for the deadline of a connection that does nothing. When no place is free, the connection that
 //! has made no progress for the longest time loses its place: one that has not sent a byte of a head, one whose head stays
-//! unfinished, one whose body comes slower than [`SLOWEST_BODY`], one that is idle between two requests, one whose peer does not
+//! unfinished, one whose body comes slower than `SLOWEST_BODY`, one that is idle between two requests, one whose peer does not
 //! read its answer. A connection whose delivery is being handled never does, and one that has carried a verified delivery
 //! only after a time in which any other would have.
 //!
-//! A connection says since when it waits for its peer ([`Place::waits`]) and when it does not ([`Place::works`]). What has
+//! A connection says since when it waits for its peer (`Place::waits`) and when it does not (`Place::works`). What has
 //! arrived from the peer is looked at before the place is given up, so that nobody loses it who has just sent something.
 
 use std::{
@@ -61,7 +61,7 @@ pub(super) struct Place {
     crowd: Arc<Crowd>,
     /// Its index among all places.
     index: AtomicUsize,
-    /// Since when it waits for its peer, in microseconds since the crowd's epoch; [`WORKS`]: it does not.
+    /// Since when it waits for its peer, in microseconds since the crowd's epoch; `WORKS`: it does not.
     since: AtomicU64,
     proven: AtomicBool,
     asked: AtomicBool,

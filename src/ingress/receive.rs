@@ -16,7 +16,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, Version,
     body::{Body, Incoming},
-    header::HeaderValue,
+    header::{HeaderValue, USER_AGENT},
     http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use super::{
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
     server::{Handler, Peer},
+    trace::Trace,
     trail::{Trail, saw, saw_tag},
     unreadable::Unreadable,
 };
@@ -227,6 +228,11 @@ impl Gate {
             return Err(Rejection::BadHeader.because("Pulumi-Webhook-Kind is malformed"));
         };
         trail.kind = Some(kind.as_str());
+        let trace = Trace::of(headers.traceparent, id.as_str());
+        trail.trace = Some(trace);
+        if trace.is_ours() {
+            return Err(Rejection::LoopDetected.because(LOOP));
+        }
         let delivery = Delivery::identify(&verified, id, kind)
             .map_err(|error| Refusal { rejection: Rejection::BadPayload, reason: Reason::Payload(error) })?;
         let event = delivery.event();
@@ -265,7 +271,6 @@ impl Gate {
                 );
             }
         }
-        let trace = trail.trace(&headers);
         if let Agreement::Differs(mismatch) = delivery.agreement {
             warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(),
                 trace_id = trace.id(), %mismatch,
@@ -300,7 +305,9 @@ impl Gate {
             Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
                 rejection: match error.kind {
                     Failure::Unreachable => Rejection::UpstreamUnreachable,
-                    Failure::BadAnswer | Failure::Redirected(_) => Rejection::UpstreamBadAnswer,
+                    Failure::BadAnswer | Failure::Redirected(_) | Failure::Looped => {
+                        Rejection::UpstreamBadAnswer
+                    }
                     Failure::Timeout => Rejection::UpstreamTimeout,
                 },
                 reason: Reason::Upstream(error),
@@ -309,7 +316,20 @@ impl Gate {
             Dispatched::NotQueued(error) => {
                 Err(Refusal { rejection: Rejection::QueueUnavailable, reason: Reason::Queue(error) })
             }
-            Dispatched::Duplicate => Ok(Answer::done(Outcome::Duplicate)),
+            Dispatched::Duplicate => {
+                // Sent by another replica, or by this one before it was started again: the queue knows its own.
+                let sent = match headers.traceparent.once().filter(|_| is_from_a_hookgate(head)) {
+                    Some(given) => Box::pin(self.dispatch.has_sent(&webhook.name, id.as_str(), given)).await,
+                    None => Ok(false),
+                };
+                match sent {
+                    Ok(false) => Ok(Answer::done(Outcome::Duplicate)),
+                    Ok(true) => Err(Rejection::LoopDetected.because(LOOP)),
+                    Err(error) => {
+                        Err(Refusal { rejection: Rejection::QueueUnavailable, reason: Reason::Queue(error) })
+                    }
+                }
+            }
             Dispatched::Conflict => Err(Rejection::IdConflict
                 .because("another body came under this ID within `dedupe.window`, or waits in the queue")),
         }
@@ -319,6 +339,15 @@ impl Gate {
 /// The environment as `environments` has it.
 fn environment(delivery: &Delivery<'_>) -> Option<String> {
     delivery.environment().map(|(project, name)| format!("{project}/{name}"))
+}
+
+/// What the log says of a request that hookgate sent itself.
+const LOOP: &str =
+    "hookgate sent this request itself: a destination is hookgate's own listener, or leads back to it";
+
+/// Whether a hookgate says that it sent this: this one, or another one in front.
+fn is_from_a_hookgate(head: &Parts) -> bool {
+    head.headers.get(USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"hookgate/"))
 }
 
 /// Refuses what hyper accepts but another program in the chain might read otherwise.

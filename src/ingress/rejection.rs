@@ -112,6 +112,8 @@ pub enum Rejection {
     WrongOrganization,
     /// A recent delivery had this ID and another body.
     IdConflict,
+    /// hookgate sent it itself.
+    LoopDetected,
     /// No connection to the upstream.
     UpstreamUnreachable,
     /// The upstream gave no usable answer.
@@ -126,7 +128,7 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every rejection.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::BadRequest,
@@ -142,6 +144,7 @@ impl Rejection {
         Self::KindMismatch,
         Self::WrongOrganization,
         Self::IdConflict,
+        Self::LoopDetected,
         Self::UpstreamUnreachable,
         Self::UpstreamBadAnswer,
         Self::UpstreamTimeout,
@@ -198,6 +201,9 @@ impl Rejection {
             ),
             Self::IdConflict => {
                 (StatusCode::CONFLICT, "id_conflict", "A recent delivery had this ID and another body.")
+            }
+            Self::LoopDetected => {
+                (StatusCode::LOOP_DETECTED, "loop_detected", "This service sent the request to itself.")
             }
             Self::UpstreamUnreachable => {
                 (StatusCode::BAD_GATEWAY, "upstream_unreachable", "The receiving service cannot be reached.")

@@ -35,7 +35,7 @@ use super::{
     crowd::{Crowd, Place},
     forwarded::TrustedProxies,
     listener::{Address, Listener, is_the_connections_own},
-    tls::Tls,
+    tls::{Tls, explain_sender},
     unreadable::Unreadable,
 };
 
@@ -44,6 +44,8 @@ use super::{
 pub struct Settings {
     /// Where to listen.
     pub listen: Address,
+    /// The permissions of the unix socket.
+    pub listen_mode: u32,
     /// Whose `X-Forwarded-For` is believed, for the log.
     pub trusted_proxies: TrustedProxies,
     /// The longest body, in bytes.
@@ -68,6 +70,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             listen: Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
+            listen_mode: 0o660,
             trusted_proxies: TrustedProxies::default(),
             max_body: 1 << 20,
             max_header: 16 << 10,
@@ -339,7 +342,7 @@ impl<H: Handler> Server<H> {
                 match shaken {
                     Ok(Ok(socket)) => Box::pin(self.connection(socket, peer, place)).await,
                     Ok(Err(error)) => {
-                        let about = format!("the TLS handshake failed: {error}");
+                        let about = format!("the TLS handshake failed: {}", explain_sender(&error));
                         self.handler.unreadable(Unreadable::Tls, &about, peer);
                     }
                     Err(_elapsed) => {

@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio_rustls::TlsAcceptor;
 
+pub(super) use crate::tls::explain_sender;
 use crate::tls::{ALPN, Identity, provider};
 
 /// What a listener speaks TLS with. Clones share one certificate.

@@ -45,11 +45,6 @@ pub(super) struct Trail<'r> {
 }
 
 impl Trail<'_> {
-    /// The trace of the request with this head: made once, and only for those who ask.
-    pub(super) fn trace(&mut self, headers: &Headers<'_>) -> Trace {
-        *self.trace.get_or_insert_with(|| Trace::of(headers.traceparent))
-    }
-
     /// Writes the line.
     pub(super) fn log(
         &mut self,
@@ -78,7 +73,7 @@ impl Trail<'_> {
             return;
         }
         let headers = Headers::find;
-        let trace = *self.trace.get_or_insert_with(|| Trace::of(headers(&head.headers).traceparent));
+        let trace = *self.trace.get_or_insert_with(|| Trace::of(headers(&head.headers).traceparent, ""));
         let client =
             gate.trusted_proxies.client(connection.peer(), connection.client_address(), &head.headers);
         let reason = self.reason.as_ref().map(Reason::text);

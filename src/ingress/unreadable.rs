@@ -16,7 +16,7 @@ pub enum Unreadable {
     Http2,
     /// A head longer than `max_header`.
     TooLarge,
-    /// More than [`MAX_HEADERS`].
+    /// More than `MAX_HEADERS`.
     TooManyHeaders,
     /// Something else that is not HTTP/1.
     Syntax,

@@ -23,6 +23,8 @@ pub(super) struct Head {
     pub(super) body: Framing,
     /// Whether the connection may be used again behind the body.
     pub(super) keep: bool,
+    /// Whether a hookgate says that the request was its own.
+    pub(super) looped: bool,
 }
 
 /// How the end of a body is told.
@@ -36,7 +38,10 @@ pub(super) enum Framing {
     UntilClosed,
 }
 
-/// It is no HTTP, or no HTTP that can be read in one way only.
+/// The header by which a hookgate names the outcome of a request, and what it says of one that it sent itself.
+pub(super) const LOOPED: (&str, &[u8]) = ("hookgate-outcome", b"loop_detected");
+
+/// It is not HTTP, or cannot be read in one way only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Malformed(&'static str);
@@ -50,9 +55,17 @@ impl Head {
         let length = match parser.parse_response_with_uninit_headers(&mut response, bytes, &mut headers) {
             Ok(httparse::Status::Complete(length)) if length <= MAX_HEAD => length,
             Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD => return Ok(None),
-            Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(Malformed("the head is too long")),
-            Err(_) => return Err(Malformed("it is not HTTP")),
+            Ok(_) => return Err(Malformed("the head of its answer is longer than 64 KiB")),
+            Err(httparse::Error::TooManyHeaders) => {
+                return Err(Malformed("its answer has more than 100 headers"));
+            }
+            Err(_) => return Err(what_it_is_instead(bytes)),
         };
+        // Another program in the chain may take it for no line end at all.
+        let head = bytes.get(..length).unwrap_or_default();
+        if memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head.get(at - 1) != Some(&b'\r')) {
+            return Err(Malformed("a line of its answer's head ends without CR"));
+        }
         let head = Self::read(&response)?;
         bytes.advance(length);
         Ok(Some(head))
@@ -60,15 +73,16 @@ impl Head {
 
     fn read(response: &httparse::Response<'_, '_>) -> Result<Self, Malformed> {
         let code = response.code.unwrap_or_default();
-        let status = StatusCode::from_u16(code).or(Err(Malformed("the status is none")))?;
+        let status = StatusCode::from_u16(code).ok().filter(|_| code < 600);
+        let status = status.ok_or(Malformed("its status is not between 100 and 599"))?;
         let mut keep = response.version == Some(1);
         let (mut length, mut encoding) = (None, None);
         let (mut content_type, mut retry_after) = (None, None);
         for httparse::Header { name, value } in &*response.headers {
             if name.eq_ignore_ascii_case("content-length") {
-                let given = decimal(value).ok_or(Malformed("its Content-Length is none"))?;
+                let given = decimal(value).ok_or(Malformed("its Content-Length is not a number"))?;
                 if length.is_some_and(|length| length != given) {
-                    return Err(Malformed("its lengths differ"));
+                    return Err(Malformed("it has two Content-Lengths that differ"));
                 }
                 length = Some(given);
             } else if name.eq_ignore_ascii_case("transfer-encoding") {
@@ -86,17 +100,32 @@ impl Head {
         let body = match (encoding, length) {
             _ if status.is_informational() || matches!(code, 204 | 304) => Framing::Length(0),
             (Some(_), _) if response.version != Some(1) => {
-                return Err(Malformed("a Transfer-Encoding in HTTP/1.0"));
+                return Err(Malformed("it has a Transfer-Encoding in HTTP/1.0"));
             }
             (Some(true), _) => Framing::Chunked(Chunks::default()),
-            (Some(false), _) => return Err(Malformed("a Transfer-Encoding other than `chunked`")),
+            (Some(false), _) => return Err(Malformed("its Transfer-Encoding is not `chunked` alone")),
             (None, Some(length)) => Framing::Length(length),
             (None, None) => Framing::UntilClosed,
         };
         // Both are what smuggling lives on; the next answer may begin elsewhere than one thinks.
         keep &= encoding.is_none() || length.is_none();
-        Ok(Self { status, content_type, retry_after, body, keep })
+        let looped = status == StatusCode::LOOP_DETECTED
+            && response.headers.iter().any(|header| {
+                header.name.eq_ignore_ascii_case(LOOPED.0) && header.value.trim_ascii() == LOOPED.1
+            });
+        Ok(Self { status, content_type, retry_after, body, keep, looped })
     }
+}
+
+/// What begins like this is not HTTP/1.1, but perhaps something that an operator can be told.
+fn what_it_is_instead(bytes: &[u8]) -> Malformed {
+    Malformed(match bytes {
+        // An alert, or a handshake.
+        [0x15 | 0x16, 3, ..] => "it speaks TLS: `url` has to begin with https://",
+        // A frame with settings, which a server begins with.
+        [0, _, _, 4, ..] => "it speaks HTTP/2: hookgate speaks HTTP/1.1",
+        _ => "it does not answer in HTTP/1.1",
+    })
 }
 
 /// Digits and nothing else.
@@ -259,6 +288,44 @@ mod tests {
         assert!(head(&format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(101))).is_err());
         assert_eq!(head("HTTP/1.1 200 OK\r\nx: y\r\n"), Ok(None));
         assert!(head("HTTP/1.1 99 Low\r\n\r\n").is_err());
+        assert!(head("HTTP/1.1 599 X\r\n\r\n").is_ok());
+        for beyond in [0, 99, 600, 700, 999] {
+            assert!(head(&format!("HTTP/1.1 {beyond:03} X\r\n\r\n")).is_err(), "{beyond}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_ends_without_cr_is_refused() {
+        for bare in [
+            "HTTP/1.1 200 OK\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\n",
+            "HTTP/1.1 200 OK\ncontent-length: 0\n\n",
+            "\nHTTP/1.1 200 OK\r\n\r\n",
+        ] {
+            assert_eq!(head(bare), Err(Malformed("a line of its answer's head ends without CR")), "{bare:?}");
+        }
+    }
+
+    #[test]
+    fn other_protocols_are_named() {
+        for (bytes, words) in [
+            (&b"\x15\x03\x01\x00\x02\x02\x46"[..], "https://"),
+            (b"\x00\x00\x12\x04\x00\x00\x00\x00\x00", "HTTP/2"),
+            (b"220 mail.example ESMTP\r\n", "does not answer in HTTP/1.1"),
+        ] {
+            let error = Head::take(&mut BytesMut::from(bytes)).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn only_a_hookgate_says_that_it_is_a_loop() {
+        let looped = |text: &str| head(text).unwrap().unwrap().looped;
+        assert!(looped("HTTP/1.1 508 Loop Detected\r\nHookgate-Outcome: loop_detected\r\n\r\n"));
+        assert!(!looped("HTTP/1.1 508 Loop Detected\r\n\r\n"));
+        assert!(!looped("HTTP/1.1 508 Loop Detected\r\nHookgate-Outcome: forwarded\r\n\r\n"));
+        assert!(!looped("HTTP/1.1 502 Bad\r\nHookgate-Outcome: loop_detected\r\n\r\n"));
     }
 
     const CHUNKED: &str = "4;x=\"y\"\r\nthis\r\nA \r\n is a body\r\n000\r\nx-trailer: 1\r\n\r\nrest";

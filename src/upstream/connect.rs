@@ -1,17 +1,22 @@
 //! Opens connections to an upstream: name, TCP or unix socket, TLS.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use rustls_pki_types::ServerName;
 use tokio::{
     net::{TcpStream, UnixStream, lookup_host},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
 
 use super::{
-    Failure, SendError,
     connection::Connection,
+    error::{Failure, SendError, chain, place},
+    socket::Below,
     target::{Address, Target},
 };
 use crate::tls::{self, Authorities, Identity};
@@ -52,31 +57,82 @@ impl Connector {
         &self.target
     }
 
-    /// Opens a connection. The caller ends it at the deadline.
-    pub(super) async fn connect(&self, deadline: Instant) -> Result<Connection, SendError> {
+    /// Opens a connection, until the deadline, which is `limit` after the start of the send.
+    pub(super) async fn connect(&self, deadline: Instant, limit: Duration) -> Result<Connection, SendError> {
+        let address = &self.target.address;
+        let mut way = Way::default();
+        match timeout_at(deadline, self.open(deadline, &mut way)).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(why)) => Err(SendError::new(Failure::Unreachable, place(address, way.peer), why)),
+            Err(_elapsed) => {
+                Err(SendError::new(Failure::Timeout, place(address, way.peer), way.took_longer_than(limit)))
+            }
+        }
+    }
+
+    async fn open(&self, deadline: Instant, way: &mut Way) -> Result<Connection, String> {
         match &self.target.address {
             Address::Unix(path) => {
-                let socket =
-                    UnixStream::connect(path).await.map_err(|error| SendError::unreachable(&error))?;
-                Ok(Connection::new(socket))
+                let socket = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
+                Ok(Connection::new(socket, None))
             }
             Address::Tcp { host, port, tls } => {
-                let socket =
-                    tcp(host, *port, deadline).await.map_err(|error| SendError::unreachable(&error))?;
+                let (socket, peer) = tcp(host, *port, deadline, way).await?;
+                way.peer = Some(peer);
                 match &self.tls {
                     Some(Tls(connector)) if *tls => {
                         let name = ServerName::try_from(host.clone())
-                            .map_err(|error| SendError::unreachable(&error))?;
-                        let socket =
-                            connector.connect(name, socket).await.map_err(|error| SendError::tls(&error))?;
-                        Ok(Connection::new(socket))
+                            .or(Err("its name cannot be that of a certificate"))?;
+                        way.step = "the TLS handshake was not done";
+                        let socket = connector.connect(name, Below::new(socket)).await;
+                        Ok(Connection::new(socket.map_err(|error| refusal(&error))?, Some(peer)))
                     }
-                    None if *tls => Err(SendError::new(Failure::Unreachable, "TLS is not set up")),
-                    _ => Ok(Connection::new(socket)),
+                    None if *tls => Err("TLS is not set up".into()),
+                    _ => Ok(Connection::new(socket, Some(peer))),
                 }
             }
         }
     }
+}
+
+/// A TLS handshake that failed, in words.
+pub(super) fn refusal(error: &io::Error) -> String {
+    format!("the TLS handshake failed: {}", tls::explain(error).unwrap_or_else(|| chain(error)))
+}
+
+/// How far a connection has come, for the log.
+#[derive(Debug)]
+struct Way {
+    /// What was not done yet.
+    step: &'static str,
+    /// Addresses that were tried in vain, and why.
+    tried: Vec<(SocketAddr, String)>,
+    peer: Option<SocketAddr>,
+}
+
+impl Default for Way {
+    fn default() -> Self {
+        Self { step: "there was no connection", tried: Vec::new(), peer: None }
+    }
+}
+
+impl Way {
+    fn took_longer_than(&self, limit: Duration) -> String {
+        let Self { step, tried, .. } = self;
+        let tried = if tried.is_empty() { String::new() } else { format!("; tried {}", enough_of(tried)) };
+        format!("{step} within {limit:?}{tried}")
+    }
+}
+
+/// What was tried, but not without end: a name may have many addresses.
+fn enough_of(tried: &[(SocketAddr, String)]) -> String {
+    const ENOUGH: usize = 4;
+    let mut texts: Vec<_> =
+        tried.iter().take(ENOUGH).map(|(address, why)| format!("{address} ({why})")).collect();
+    if tried.len() > ENOUGH {
+        texts.push(format!("and {} more", tried.len() - ENOUGH));
+    }
+    texts.join(", ")
 }
 
 /// How long an address may take at most while there is another one to try. One that swallows packets would otherwise
@@ -84,36 +140,65 @@ impl Connector {
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Resolves the name, and takes the first of its addresses that answers. The caller ends it at the deadline.
-async fn tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = lookup_host((host, port)).await?.collect();
-    first_that_answers(&addresses, deadline).await
+async fn tcp(
+    host: &str,
+    port: u16,
+    deadline: Instant,
+    way: &mut Way,
+) -> Result<(TcpStream, SocketAddr), String> {
+    way.step = "its name was not resolved";
+    let addresses: Vec<_> = match lookup_host((host, port)).await {
+        Ok(addresses) => addresses.collect(),
+        Err(error) => {
+            let error = error.to_string();
+            let error = error.strip_prefix("failed to lookup address information: ").unwrap_or(&error);
+            return Err(format!("its name cannot be resolved: {error}"));
+        }
+    };
+    way.step = "there was no connection";
+    let connected = first_that_answers(&addresses, deadline, &mut way.tried).await;
+    connected.ok_or_else(|| match &*way.tried {
+        [] => "its name has no address".to_owned(),
+        // Where the URL says the address, once is enough.
+        [(_, why)] if host.parse::<IpAddr>().is_ok() => why.clone(),
+        tried => format!("tried {}", enough_of(tried)),
+    })
 }
 
-async fn first_that_answers(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+/// What there is to say of an address that lets its time pass.
+const NO_ANSWER: &str = "no answer";
+
+async fn first_that_answers(
+    addresses: &[SocketAddr],
+    deadline: Instant,
+    tried: &mut Vec<(SocketAddr, String)>,
+) -> Option<(TcpStream, SocketAddr)> {
     let mut untried = addresses.iter();
     while let Some(address) = untried.next() {
         let connecting = TcpStream::connect(address);
         let connected = match u32::try_from(untried.len()).unwrap_or(u32::MAX) {
-            0 => connecting.await,
+            0 => {
+                // If it is the deadline that ends this, it was tried all the same.
+                tried.push((*address, NO_ANSWER.to_owned()));
+                let connected = connecting.await;
+                tried.pop();
+                connected
+            }
             others => {
                 // Those behind it get their share of the time that is left.
                 let left = deadline.saturating_duration_since(Instant::now());
                 timeout(PATIENCE.min(left / others.saturating_add(1)), connecting)
                     .await
-                    .unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+                    .unwrap_or_else(|_elapsed| Err(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER)))
             }
         };
-        match connected {
-            Ok(socket) => {
-                // Requests are written whole; waiting to fill a segment would only delay them.
-                socket.set_nodelay(true)?;
-                return Ok(socket);
-            }
-            Err(error) => last = error,
+        // Requests are written whole; waiting to fill a segment would only delay them.
+        match connected.and_then(|socket| socket.set_nodelay(true).map(|()| socket)) {
+            Ok(socket) => return Some((socket, *address)),
+            Err(error) => tried.push((*address, error.to_string())),
         }
     }
-    Err(last)
+    None
 }
 
 #[cfg(test)]
@@ -148,8 +233,11 @@ mod tests {
         let live = listener.local_addr().unwrap();
         let deadline = Instant::now() + Duration::from_secs(3);
         let addresses = [dead, dead, live];
-        let connecting = first_that_answers(&addresses, deadline);
-        let socket = timeout(Duration::from_secs(3), connecting).await.expect("in time").unwrap();
-        assert_eq!(socket.peer_addr().unwrap(), live);
+        let mut tried = Vec::new();
+        let connecting = first_that_answers(&addresses, deadline, &mut tried);
+        let (socket, address) = timeout(Duration::from_secs(3), connecting).await.expect("in time").unwrap();
+        assert_eq!((socket.peer_addr().unwrap(), address), (live, live));
+        let dead = (dead, NO_ANSWER.to_owned());
+        assert_eq!(tried, [dead.clone(), dead]);
     }
 }

@@ -3,28 +3,25 @@
 
 use std::{
     fmt, io,
+    net::SocketAddr,
     pin::{Pin, pin},
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use hyper::StatusCode;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    time::Instant,
-};
+use tokio::{io::AsyncReadExt, time::Instant};
 
 use super::{
     MAX_ANSWER, OutboundRequest, Reply,
     answer::{Framing, Head, MAX_HEAD, Malformed},
+    connect::refusal,
+    error::{Failure, chain},
+    socket::Socket,
+    target::Address,
 };
-use crate::deadline::Deadline;
-
-/// What a connection goes over.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Socket for T {}
+use crate::{deadline::Deadline, tls};
 
 /// A connection. Closed on drop.
 pub(super) struct Connection {
@@ -33,24 +30,84 @@ pub(super) struct Connection {
     came: BytesMut,
     /// Whether anything came since the last request was sent.
     answered: bool,
+    /// Whether a request was answered on it before.
+    kept: bool,
     deadline: Deadline,
     opened: Instant,
+    peer: Option<SocketAddr>,
 }
 
 /// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub(super) enum Fault {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    #[error("the connection was closed before an answer")]
+    Io(io::Error),
+    Malformed(Malformed),
     Closed,
-    #[error("no answer in time")]
-    TimedOut,
-    #[error("it answered {0}")]
+    TimedOut {
+        /// Whether the whole request was sent by then.
+        sent: bool,
+    },
     Unusable(StatusCode),
+    /// A hookgate says that the request was its own.
+    Looped,
+    /// Interim answers without end.
+    Interim,
 }
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Malformed> for Fault {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
+impl Fault {
+    /// What kind of failure it is on this connection to this address, and why, in words. `limit` is how long it had.
+    pub(super) fn explain(
+        &self,
+        connection: &Connection,
+        address: &Address,
+        limit: Duration,
+    ) -> (Failure, String) {
+        match self {
+            // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
+            Self::Io(error) if !connection.answered && tls::is_refusal(error) => {
+                (Failure::Unreachable, refusal(error))
+            }
+            Self::Io(error) => {
+                let why = tls::explain(error).unwrap_or_else(|| chain(error));
+                (Failure::BadAnswer, format!("{}: {why}", connection.broken(address)))
+            }
+            Self::Closed => (Failure::BadAnswer, connection.broken(address)),
+            Self::Malformed(malformed) => (Failure::BadAnswer, malformed.to_string()),
+            Self::Interim => {
+                (Failure::BadAnswer, format!("more than {MAX_INTERIM} interim answers (1xx) and no status"))
+            }
+            Self::Looped => (
+                Failure::Looped,
+                "the destination is hookgate itself, or leads back to it: set `url` to the service's own address"
+                    .into(),
+            ),
+            Self::Unusable(status) if status.is_redirection() => (
+                Failure::Redirected(*status),
+                format!("it answered {status}, and redirects are not followed: set `url` to where it leads"),
+            ),
+            Self::Unusable(status) => (Failure::BadAnswer, format!("it answered {status}, which nobody asked for")),
+            Self::TimedOut { sent } => {
+                let request = if *sent { "the request was sent" } else { "not all of the request was taken" };
+                (Failure::Timeout, format!("there was no status within {limit:?}; {request}"))
+            }
+        }
+    }
+}
+
+/// The most interim answers before the one that counts.
+const MAX_INTERIM: usize = 16;
 
 /// How much room there is at least for what comes: a usual answer as a whole.
 const ROOM: usize = 1 << 10;
@@ -59,19 +116,38 @@ const ROOM: usize = 1 << 10;
 const ROOM_FOR_BODY: usize = 16 << 10;
 
 impl Connection {
-    pub(super) fn new(socket: impl Socket + 'static) -> Self {
+    /// A connection over this socket, to this address if it has one.
+    pub(super) fn new(socket: impl Socket + 'static, peer: Option<SocketAddr>) -> Self {
         Self {
             socket: Box::new(socket),
             came: BytesMut::new(),
             answered: false,
+            kept: false,
             deadline: Deadline::default(),
             opened: Instant::now(),
+            peer,
         }
     }
 
-    /// Whether anything came from the upstream since the last request was sent.
-    pub(super) const fn has_answered(&self) -> bool {
-        self.answered
+    /// Where it goes to, if that is an address.
+    pub(super) const fn peer(&self) -> Option<SocketAddr> {
+        self.peer
+    }
+
+    /// How it ended before a status came.
+    fn broken(&self, address: &Address) -> String {
+        match (self.answered, self.kept, address) {
+            (true, ..) => "the connection ended in the middle of the answer's head",
+            (false, true, _) => {
+                "it ended a kept connection as the request came, and whether it has taken it is not known"
+            }
+            (false, false, Address::Tcp { tls: false, .. }) => {
+                "it ended the connection before a status (a TLS port does that to plain HTTP: then `url` has to begin \
+                 with https://)"
+            }
+            (false, false, _) => "it ended the connection before a status",
+        }
+        .to_owned()
     }
 
     /// How long ago it was opened.
@@ -80,10 +156,8 @@ impl Connection {
     }
 
     /// Whether the upstream has neither closed it nor said anything that nobody asked for.
-    pub(super) fn is_open(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        let mut byte = [0];
-        Pin::new(&mut self.socket).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    pub(super) fn is_quiet(&mut self) -> bool {
+        self.socket.is_quiet()
     }
 
     /// Sends a request and waits for the answer, until `until`. Tells as well whether the connection can be used again.
@@ -98,6 +172,7 @@ impl Connection {
         self.answered = false;
         let mut unsent = Unsent { head: &request.head, body: &request.body, flushed: false };
         let mut head = self.head(&mut unsent).await?;
+        self.kept = true;
         let (body, complete) = self.body(&mut unsent, &mut head.body).await;
         let again = complete && head.keep && unsent.flushed && self.came.is_empty();
         // What an idle connection keeps is little.
@@ -110,6 +185,7 @@ impl Connection {
 
     /// The head of the final answer.
     async fn head(&mut self, unsent: &mut Unsent<'_>) -> Result<Head, Fault> {
+        let mut interim = 0;
         loop {
             let before = self.came.len();
             if self.more(unsent).await? == 0 {
@@ -127,8 +203,15 @@ impl Connection {
                 if head.status.is_redirection() || head.status == StatusCode::SWITCHING_PROTOCOLS {
                     return Err(Fault::Unusable(head.status));
                 }
+                if head.looped {
+                    return Err(Fault::Looped);
+                }
                 if !head.status.is_informational() {
                     return Ok(head);
+                }
+                interim += 1;
+                if interim > MAX_INTERIM {
+                    return Err(Fault::Interim);
                 }
             }
         }
@@ -171,13 +254,13 @@ impl Connection {
     async fn more(&mut self, unsent: &mut Unsent<'_>) -> Result<usize, Fault> {
         // The timer has no turn while there is always something to read.
         if self.answered && self.deadline.has_passed(Instant::now()) {
-            return Err(Fault::TimedOut);
+            return Err(Fault::TimedOut { sent: unsent.flushed });
         }
         std::future::poll_fn(|cx| self.poll_more(cx, unsent)).await
     }
 
     fn poll_more(&mut self, cx: &mut Context<'_>, unsent: &mut Unsent<'_>) -> Poll<Result<usize, Fault>> {
-        let sent = if unsent.flushed { Poll::Pending } else { unsent.poll_send(cx, &mut self.socket) };
+        let sent = if unsent.flushed { Poll::Pending } else { unsent.poll_send(cx, &mut *self.socket) };
         self.came.reserve(ROOM);
         let read = pin!(self.socket.read_buf(&mut self.came)).poll(cx);
         if let Poll::Ready(read) = read {
@@ -189,7 +272,7 @@ impl Connection {
             return Poll::Ready(Err(error.into()));
         }
         ready!(self.deadline.poll(cx));
-        Poll::Ready(Err(Fault::TimedOut))
+        Poll::Ready(Err(Fault::TimedOut { sent: unsent.flushed }))
     }
 }
 

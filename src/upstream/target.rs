@@ -1,6 +1,6 @@
 //! Where requests go: the URL of a destination, taken apart once.
 
-use std::{net::Ipv6Addr, path::PathBuf};
+use std::{fmt, net::Ipv6Addr, path::PathBuf};
 
 use hyper::{
     Uri,
@@ -35,14 +35,34 @@ pub enum Address {
     Unix(PathBuf),
 }
 
+/// For people: scheme, host and port, or the socket.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { host, port, tls } => {
+                let scheme = if *tls { "https" } else { "http" };
+                if host.contains(':') {
+                    write!(f, "{scheme}://[{host}]:{port}")
+                } else {
+                    write!(f, "{scheme}://{host}:{port}")
+                }
+            }
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Why a text is no destination URL. Says what would be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It cannot be read as a URL.
     #[error("not a URL: write http://HOST:PORT/PATH, https://HOST/PATH or unix:/SOCKET:/PATH")]
     Malformed,
+    /// An IPv6 address without brackets, whose end looks like a port.
+    #[error("an IPv6 address in a URL needs brackets: write http://[::1]:3000/")]
+    Brackets,
     /// Another scheme than the three.
-    #[error("the scheme has to be http, https or unix")]
+    #[error("the scheme must be http, https or unix")]
     Scheme,
     /// User or password stand in it, where logs and `check` would show them.
     #[error("a URL with credentials in it: put them into `headers`, e.g. Authorization = {{ file = \"…\" }}")]
@@ -67,6 +87,9 @@ impl Target {
         }
         if let Some(rest) = url.strip_prefix("unix:") {
             return Self::parse_unix(rest);
+        }
+        if lacks_brackets(url) {
+            return Err(TargetError::Brackets);
         }
         let uri: Uri = url.parse().or(Err(TargetError::Malformed))?;
         let tls = match uri.scheme() {
@@ -115,6 +138,14 @@ impl Target {
             host: HeaderValue::from_static("localhost"),
         })
     }
+}
+
+/// Whether the host is an IPv6 address, with or without a port, and stands without brackets.
+fn lacks_brackets(url: &str) -> bool {
+    let Some((_, rest)) = url.split_once("://") else { return false };
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let without_port = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    [authority, without_port].iter().any(|host| host.parse::<Ipv6Addr>().is_ok())
 }
 
 fn origin_form(path: Option<PathAndQuery>) -> Uri {
@@ -170,6 +201,8 @@ mod tests {
             ("http://[[::1]]/", TargetError::Malformed),
             ("http://[]/", TargetError::Malformed),
             ("http://host:+80/", TargetError::Malformed),
+            ("http://::1:3000/", TargetError::Brackets),
+            ("https://fe80::1/x", TargetError::Brackets),
             ("ftp://host/", TargetError::Scheme),
             ("http://user:pw@host/", TargetError::Credentials),
             ("http://host/a#b", TargetError::Fragment),

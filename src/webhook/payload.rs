@@ -10,6 +10,7 @@ mod object;
 use std::{fmt, mem::discriminant, sync::LazyLock};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::error::Category;
 
 use super::{
     event::{EVENTS, Event, Field, KINDS, Kind, MARKERS, Mark},
@@ -303,10 +304,13 @@ impl<'a> Payload<'a> {
             Ok(_) => Err(PayloadError::NotAnObject),
             Err(error) => Err(PayloadError::Syntax {
                 // serde_json's message can repeat the body, so it stays here.
-                what: match error.is_data() {
-                    true if error.to_string().starts_with(object::TWICE) => object::TWICE,
-                    true => object::FOLDED,
-                    false => "wrong syntax",
+                what: match error.classify() {
+                    Category::Data if error.to_string().starts_with(object::TWICE) => object::TWICE,
+                    Category::Data => object::FOLDED,
+                    Category::Eof => "an early end",
+                    // So it stands in a sample of Pulumi's documentation.
+                    _ if error.to_string().starts_with("trailing comma") => "a comma before a closing brace",
+                    Category::Syntax | Category::Io => "wrong syntax",
                 },
                 line: error.line(),
                 column: error.column(),

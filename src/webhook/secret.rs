@@ -42,12 +42,12 @@ impl Secret {
         }
     }
 
-    /// Takes the content of a secret file: one trailing `\n` or `\r\n` is the editor's, everything else is the secret.
+    /// Takes the content of a file or variable: one trailing `\n` or `\r\n` is not part of the secret, everything else is.
     ///
     /// # Errors
     ///
     /// As [`Secret::try_new`].
-    pub fn from_file_content(mut bytes: Vec<u8>, allow_short: bool) -> Result<Self, SecretError> {
+    pub fn from_content(mut bytes: Vec<u8>, allow_short: bool) -> Result<Self, SecretError> {
         if bytes.last() == Some(&b'\n') {
             bytes.pop();
             if bytes.last() == Some(&b'\r') {
@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     fn file(content: &str) -> Vec<u8> {
-        Secret::from_file_content(content.into(), true).unwrap().as_key().to_vec()
+        Secret::from_content(content.into(), true).unwrap().as_key().to_vec()
     }
 
     #[test]
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn empty_and_short_are_refused() {
         assert_eq!(Secret::try_new(vec![], true).unwrap_err(), SecretError::Empty);
-        assert_eq!(Secret::from_file_content(b"\r\n".to_vec(), true).unwrap_err(), SecretError::Empty);
+        assert_eq!(Secret::from_content(b"\r\n".to_vec(), true).unwrap_err(), SecretError::Empty);
         assert_eq!(Secret::try_new(vec![b'a'; 15], false).unwrap_err(), SecretError::Short { len: 15 });
         assert!(Secret::try_new(vec![b'a'; 15], true).is_ok());
         assert!(Secret::try_new(vec![b'a'; 16], false).is_ok());

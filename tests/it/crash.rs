@@ -419,7 +419,7 @@ fn replicas_share_the_work_and_one_may_die() {
     for replica in &replicas {
         replica.wait_for_metric(
             "hookgate_queue_depth",
-            &[("webhook", "esc"), ("destination", "destination-1")],
+            &[("webhook", "esc"), ("destination", "default")],
             0.0,
         );
     }
@@ -430,7 +430,7 @@ fn replicas_share_the_work_and_one_may_die() {
     let shares: Vec<_> = replicas
         .iter()
         .map(|replica| {
-            let labels = [("webhook", "esc"), ("destination", "destination-1"), ("result", "delivered")];
+            let labels = [("webhook", "esc"), ("destination", "default"), ("result", "delivered")];
             replica.metrics().value("hookgate_attempts_total", &labels).unwrap()
         })
         .collect();

@@ -81,7 +81,7 @@ fn nothing_else_of_the_sender_goes_on() {
     let request = upstream.only_request();
     assert_eq!(request.head.names(), ALLOWED);
     assert_eq!(request.header("pulumi-webhook-id"), Some(delivery.header_value("pulumi-webhook-id")));
-    assert_eq!(request.header("hookgate-webhook"), Some("webhook-1"));
+    assert_eq!(request.header("hookgate-webhook"), Some("hook"));
     assert_eq!(request.header("hookgate-attempt"), Some("1"));
     assert_eq!(request.header("hookgate-event"), Some("environment_revision_created"));
     assert_eq!(request.header("hookgate-kind-verified"), Some("true"));

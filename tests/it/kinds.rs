@@ -243,6 +243,34 @@ fn with_kind_check_warn_a_misfit_matches_no_filter() {
     assert_eq!(seen, [claimed.clone(), claimed, proven.clone(), proven]);
 }
 
+/// With `coalesce` the newest delivery of an environment and event takes the place of those that wait.
+#[test]
+fn what_is_not_proven_takes_no_place_of_what_is() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .section("[queue]\npath = \"{dir}/queue.db\"")
+        .webhook("kind_check = \"warn\"")
+        .destination("coalesce = \"1s\"")
+        .start();
+    let genuine = Delivery::of(sample("imported_environment_changed"));
+    let claimed = Delivery::good().kind("imported_environment_changed");
+    for delivery in [&genuine, &claimed] {
+        assert_eq!(hookgate.send(delivery).outcome(), "queued");
+    }
+    let mut seen: Vec<_> = upstream
+        .wait_for(2)
+        .iter()
+        .map(|request| {
+            ["hookgate-event", "hookgate-kind-verified"].map(|name| request.header(name).unwrap().to_owned())
+        })
+        .collect();
+    seen.sort();
+    assert_eq!(
+        seen,
+        ["false", "true"].map(|verified| ["imported_environment_changed", verified].map(str::to_owned))
+    );
+}
+
 /// A holder of one signed body must not turn it into another event by choosing an unknown kind.
 #[test]
 fn a_known_body_under_an_unknown_kind_is_not_verified() {

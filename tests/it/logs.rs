@@ -178,7 +178,7 @@ fn the_text_format_is_for_people() {
     hookgate.send(&Delivery::good().id("the-one")).assert_forwarded(200);
     let line = hookgate.wait_for_line(|line| line.contains("the-one"));
     assert!(!line.starts_with('{'), "{line}");
-    for word in ["INFO", "delivery", "environment_revision_created", "forwarded", "200", "webhook-1"] {
+    for word in ["INFO", "delivery", "environment_revision_created", "forwarded", "200", "hook"] {
         assert!(line.contains(word), "{word} in {line}");
     }
 }

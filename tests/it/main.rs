@@ -7,6 +7,8 @@ mod attacks;
 #[cfg(test)]
 mod bytes;
 #[cfg(test)]
+mod check;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod crash;
@@ -32,6 +34,8 @@ mod kinds;
 mod limits;
 #[cfg(test)]
 mod logs;
+#[cfg(test)]
+mod loops;
 #[cfg(test)]
 mod ops;
 #[cfg(test)]

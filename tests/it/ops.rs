@@ -160,14 +160,14 @@ fn labels_come_from_the_config_or_a_fixed_set() {
     hookgate.send(&Delivery::good().and("Hookgate-Webhook", mark));
     hookgate.wait_for_metric(
         "hookgate_requests_total",
-        &[("webhook", "webhook-1"), ("outcome", "method_not_allowed")],
+        &[("webhook", "hook"), ("outcome", "method_not_allowed")],
         1.0,
     );
     let text = hookgate.ops("/metrics").text();
     assert!(!text.contains(mark), "{text}");
     assert!(!text.contains(SECRET), "{text}");
     for labels in hookgate.metrics().labels("hookgate_requests_total") {
-        assert!(["webhook-1", "none"].contains(&labels["webhook"].as_str()), "{labels:?}");
+        assert!(["hook", "none"].contains(&labels["webhook"].as_str()), "{labels:?}");
     }
 }
 

@@ -131,8 +131,7 @@ fn what_is_refused_or_filtered_is_not_queued() {
 #[test]
 fn what_may_end_better_is_tried_again_and_retry_after_is_heeded_within_bounds() {
     let upstream = Upstream::listed([
-        // On a connection that is used again, an attempt that gets no answer is sent once more.
-        Reply::answer(503, &[("retry-after", "3600"), ("connection", "close")], "later"),
+        Reply::answer(503, &[("retry-after", "3600")], "later"),
         Reply::hang_up(),
         Reply::raw("garbage\r\n\r\n").and_close(),
         Reply::answer(429, &[], ""),

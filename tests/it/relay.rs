@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use crate::support::{
-    Address, Answer, Connection, Delivery, Gate, Hookgate, Instant, Reply, Setup, Upstream,
+    Address, Answer, Connection, Delivery, Gate, Hookgate, Instant, Reply, Setup, Upstream, Webhook,
 };
 
 fn in_front_of(upstream: &Upstream) -> Hookgate {
@@ -122,7 +122,7 @@ fn chunked_and_unframed_answers_are_relayed() {
 #[test]
 fn interim_answers_of_the_upstream_are_passed_over() {
     let upstream = Upstream::always(
-        Reply::raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n")
+        Reply::raw("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(8))
             .then(Reply::ok()),
     );
     let hookgate = in_front_of(&upstream);
@@ -157,6 +157,14 @@ fn no_usable_answer_is_a_bad_answer() {
         ("half a head", Reply::raw("HTTP/1.1 200 OK\r\ncontent-").and_close()),
         ("half a status line", Reply::raw("HTTP/1.").and_close()),
         ("no status", Reply::raw("HTTP/1.1 abc\r\n\r\n").and_close()),
+        ("a status beyond 599", Reply::answer(600, &[], "x")),
+        ("a status far beyond", Reply::answer(999, &[], "x")),
+        ("a head without CR", Reply::raw("HTTP/1.1 200 OK\ncontent-length: 0\n\n")),
+        ("a header without CR", Reply::raw("HTTP/1.1 200 OK\r\ncontent-length: 0\nx: y\r\n\r\n")),
+        (
+            "interim answers without end",
+            Reply::raw("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(17)).then(Reply::ok()),
+        ),
         ("only an interim answer", Reply::raw("HTTP/1.1 100 Continue\r\n\r\n").and_close()),
         (
             "a protocol switch",
@@ -181,13 +189,86 @@ fn no_connection_is_unreachable() {
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let nobody = Address::Tcp(address);
     let hookgate = Setup::bare()
-        .with(crate::support::Webhook::to(&nobody.url("/")))
-        .with(crate::support::Webhook::to("http://no-such-host.invalid/").at("/name"))
+        .with(Webhook::to(&nobody.url("/")))
+        .with(Webhook::to("http://no-such-host.invalid/").at("/name"))
         .start();
     let delivery = Delivery::good();
     hookgate.send(&delivery).assert_refused(502, "upstream_unreachable");
     hookgate.send(&delivery).assert_refused(502, "upstream_unreachable");
     hookgate.send(&delivery.to("/name")).assert_refused(502, "upstream_unreachable");
+}
+
+/// Why a delivery to this URL fails: as direct mode says it, and as an attempt of the queue does.
+fn reasons(url: &str) -> [String; 2] {
+    let webhook = || Webhook::to(url).destination("name = \"app\"\ntimeout = \"1s\"");
+    let direct = Setup::bare().with(webhook()).start();
+    let delivery = Delivery::good();
+    let answer = direct.send(&delivery);
+    answer.assert_says_nothing_internal();
+    assert!([502, 504].contains(&answer.status), "{answer:?}");
+    let line = direct.line_of(delivery.header_value("pulumi-webhook-id"));
+    let queued = Setup::bare().section("[queue]\npath = \"{dir}/queue.db\"").with(webhook()).start();
+    assert_eq!(queued.send(&delivery).said(), (202, "queued"));
+    let attempt = queued.wait_for_log(|line| line["message"] == "attempt");
+    [&line["reason"], &attempt["error"]].map(|text| text.as_str().unwrap().to_owned())
+}
+
+/// A failure names the destination, where it was sought and what was not done, in the same words in both modes.
+#[test]
+fn failures_name_the_destination_and_what_was_tried() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = silent.local_addr().unwrap();
+    let (port, upstream) = (nobody.port(), |reply| Upstream::always(reply));
+    let (closing, redirecting, hanging) =
+        (upstream(Reply::hang_up()), upstream(Reply::status(307)), upstream(Reply::silence()));
+    let tls = upstream(Reply::raw(b"\x15\x03\x01\x00\x02\x02\x46".to_vec()));
+    let at = |upstream: &Upstream| {
+        let url = upstream.url();
+        (url.clone(), url.strip_suffix("/upstream").unwrap().to_owned())
+    };
+    let mut cases = vec![
+        (
+            format!("http://{nobody}/secret-path"),
+            format!("at http://{nobody} cannot be reached: Connection refused (os error 111)"),
+        ),
+        (
+            format!("http://localhost:{port}/"),
+            format!("at http://localhost:{port} cannot be reached: tried "),
+        ),
+        (
+            "http://no-such-host.invalid:81/".to_owned(),
+            "at http://no-such-host.invalid:81 cannot be reached: its name cannot be resolved: ".to_owned(),
+        ),
+        (
+            "unix:/no/such.sock:/in".to_owned(),
+            "at unix:/no/such.sock cannot be reached: No such file or directory (os error 2)".to_owned(),
+        ),
+        (
+            format!("https://{silent}/"),
+            format!("at https://{silent} did not answer in time: the TLS handshake was not done within 1s"),
+        ),
+    ];
+    for (upstream, words) in [
+        (&closing, "gave no usable answer: it ended the connection before a status (a TLS port does that"),
+        (
+            &redirecting,
+            "gave no usable answer: it answered 307 Temporary Redirect, and redirects are not followed",
+        ),
+        (&hanging, "did not answer in time: there was no status within 1s; the request was sent"),
+        (&tls, "gave no usable answer: it speaks TLS: `url` has to begin with https://"),
+    ] {
+        let (url, place) = at(upstream);
+        cases.push((url, format!("at {place} {words}")));
+    }
+    for (url, words) in cases {
+        let [direct, queued] = reasons(&url);
+        assert!(direct.starts_with(&format!("destination `app` {words}")), "{words}\n{direct}");
+        assert_eq!(direct, queued);
+        assert!(!direct.contains("secret-path"), "{direct}");
+    }
+    let [reason, _] = reasons(&format!("http://localhost:{port}/"));
+    assert!(reason.contains(&format!("127.0.0.1:{port} (Connection refused")), "{reason}");
 }
 
 #[test]
@@ -277,36 +358,55 @@ fn a_connection_that_the_upstream_closed_meanwhile_fails_nothing() {
     let upstream = Upstream::always(Reply::ok().and_close());
     let hookgate = in_front_of(&upstream);
     let mut sender = hookgate.connect();
-    for _ in 0..20 {
+    for sent in 1..=20 {
         send_on(&mut sender).assert_forwarded(200);
+        upstream.wait_for_closed(sent);
     }
     assert_eq!(upstream.requests().len(), 20);
 }
 
-/// The pool cannot know: the upstream closes in the face of the next request.
+/// The pool cannot know: the upstream closes in the face of the next request. Whether it has taken it is not known, so
+/// it is not sent again (RFC 9110, 9.2.2).
 #[test]
-fn a_pooled_connection_that_breaks_unanswered_is_replaced_once() {
+fn direct_what_was_sent_is_not_sent_again() {
     let upstream = Upstream::always(Reply::ok().and_close_at_next_byte());
     let hookgate = in_front_of(&upstream);
     let mut sender = hookgate.connect();
-    for sent in 1..=5 {
+    for connection in 1..=3 {
         send_on(&mut sender).assert_forwarded(200);
-        assert_eq!(upstream.connections(), sent);
+        assert_eq!(upstream.connections(), connection);
+        let delivery = Delivery::good();
+        sender.send(&delivery.bytes());
+        sender.answer().assert_refused(502, "upstream_bad_answer");
+        assert_eq!(upstream.connections(), connection);
+        let line = hookgate.line_of(delivery.header_value("pulumi-webhook-id"));
+        assert!(line["reason"].as_str().unwrap().contains("whether it has taken it is not known"), "{line}");
     }
-    assert_eq!(upstream.requests().len(), 5);
+    assert_eq!(upstream.requests().len(), 3);
 }
 
+/// With a queue it is sent again, as what it is: another attempt.
 #[test]
-fn the_replacement_is_tried_only_once() {
+fn queued_what_is_sent_again_is_another_attempt() {
     let upstream = Upstream::scripted(|request| {
-        if request.connection == 1 { Reply::ok().and_close_at_next_byte() } else { Reply::hang_up() }
+        if request.connection == 1 { Reply::ok().and_close_at_next_byte() } else { Reply::ok() }
     });
-    let hookgate = in_front_of(&upstream);
-    let mut sender = hookgate.connect();
-    send_on(&mut sender).assert_forwarded(200);
-    send_on(&mut sender).assert_refused(502, "upstream_bad_answer");
-    assert_eq!(upstream.connections(), 2);
-    assert_eq!(upstream.requests().len(), 2);
+    let queue = "[queue]\npath = \"{dir}/queue.db\"\nbackoff = { initial = \"10ms\", max = \"100ms\" }";
+    let webhook = Webhook::to(&upstream.url()).line("name = \"esc\"").destination("name = \"app\"");
+    let hookgate = Setup::bare().section(queue).with(webhook).start();
+    for count in 1..=2 {
+        assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+        upstream.wait_for(count);
+        hookgate.wait_for_metric("hookgate_queue_depth", &[("webhook", "esc"), ("destination", "app")], 0.0);
+    }
+    hookgate.wait_for_log(|line| line["outcome"] == "retry" && line["attempt"] == 1);
+    hookgate.wait_for_log(|line| line["outcome"] == "delivered" && line["attempt"] == 2);
+    let attempts: Vec<_> = upstream
+        .requests()
+        .iter()
+        .map(|request| request.header("hookgate-attempt").unwrap().to_owned())
+        .collect();
+    assert_eq!(attempts, ["1", "2"]);
 }
 
 #[test]
@@ -314,7 +414,7 @@ fn a_slow_upstream_does_not_hold_up_others() {
     let gate = Gate::new();
     let slow = Upstream::always(Reply::held(&gate, Reply::ok()));
     let quick = Upstream::always(Reply::ok());
-    let hookgate = Setup::new(&slow).with(crate::support::Webhook::to(&quick.url()).at("/quick")).start();
+    let hookgate = Setup::new(&slow).with(Webhook::to(&quick.url()).at("/quick")).start();
     let mut held: Vec<_> = (0..20).map(|_| hookgate.connect()).collect();
     for connection in &mut held {
         connection.send(&Delivery::good().bytes());
@@ -340,7 +440,7 @@ fn an_early_answer_is_an_answer() {
         // Reads the rest, so that the kernel does not take the answer back.
         std::io::copy(&mut stream, &mut std::io::sink()).ok();
     });
-    let hookgate = Setup::bare().with(crate::support::Webhook::to(&address.url("/"))).start();
+    let hookgate = Setup::bare().with(Webhook::to(&address.url("/"))).start();
     let delivery = Delivery::good_with(&"x".repeat(900_000));
     hookgate.send(&delivery).assert_forwarded(413);
     drop(hookgate);
@@ -351,7 +451,7 @@ fn an_early_answer_is_an_answer() {
 fn the_url_decides_path_and_query() {
     let upstream = Upstream::always(Reply::ok());
     let url = upstream.address().url("/a/b%20c?d=e&f=%26");
-    let hookgate = Setup::bare().with(crate::support::Webhook::to(&url)).start();
+    let hookgate = Setup::bare().with(Webhook::to(&url)).start();
     hookgate.send(&Delivery::good()).assert_forwarded(200);
     assert_eq!(upstream.only_request().head.first_line, "POST /a/b%20c?d=e&f=%26 HTTP/1.1");
 }

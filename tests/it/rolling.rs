@@ -61,7 +61,7 @@ impl Pair {
                     .start();
                 assert_eq!(instance.ops("/readyz").status, 200);
                 eventually("it is back in service", || {
-                    let labels = [("webhook", "webhook-1"), ("outcome", "forwarded")];
+                    let labels = [("webhook", "hook"), ("outcome", "forwarded")];
                     let served = instance.metrics().value("hookgate_requests_total", &labels);
                     (served.unwrap() >= STEADY).then_some(())
                 });

@@ -242,6 +242,17 @@ fn no_mistake_in_a_configuration_makes_it_say_a_secret() {
         (&new, format!("{{ file = \"{dir}/secret\", allow_short = \"{SECRET}\" }}")),
         (&new, format!("{{ file = \"{dir}/secret\", expires = \"{SECRET}\" }}")),
         (&new, format!("{{ file = \"{dir}/short\" }}")),
+        // In the place of its file or variable, and of keys.
+        (&new, format!("{{ file = \"{SECRET}\" }}")),
+        (&new, format!("{{ env = \"{SECRET}\" }}")),
+        (&new, format!("{{ {SECRET} = true }}")),
+        (&new, format!("{{ file = \"{dir}/secret\", name = \"{SECRET} {OLD_SECRET}\" }}")),
+        (&plain, format!("X-Plain = {{ file = \"{PLAIN_HEADER}\" }}")),
+        (&plain, format!("X-Plain = {{ env = \"{PLAIN_HEADER}\" }}")),
+        (&plain, format!("{PLAIN_HEADER} = {{ }}")),
+        (&plain, format!("\"{FILE_HEADER}\" = \"Authorization\"")),
+        (&key, format!("key = \"{SECRET}\"")),
+        (&format!("ca = \"{dir}/ca.pem\""), format!("ca = \"{SECRET}\"")),
         // Headers.
         (&plain, format!("X-Plain = \"{PLAIN_HEADER}\\n\"")),
         (&plain, format!("X-Plain = [\"{PLAIN_HEADER}\"]")),
@@ -273,7 +284,7 @@ fn no_mistake_in_a_configuration_makes_it_say_a_secret() {
         }
         canaries.assert_absent("healthcheck", &run(&["healthcheck", "--config", config], b"").1);
     }
-    assert_eq!(seen, 50);
+    assert_eq!(seen, 70);
 }
 
 #[test]
@@ -417,6 +428,7 @@ fn others_of_the_same_user_cannot_look_into_the_process() {
     let copy = setup.dir().join("hookgate");
     fs::copy(env!("CARGO_BIN_EXE_hookgate"), &copy).unwrap();
     fs::set_permissions(setup.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(setup.dir().join("secret"), fs::Permissions::from_mode(0o644)).unwrap();
     let start = |program: &Path| {
         let mut command = Command::new(program);
         if am_root {

@@ -36,7 +36,7 @@ fn a_sender_that_hangs_up_after_sending_does_not_stop_the_delivery() {
     assert_eq!(line["upstream.status"], 200);
     hookgate.wait_for_metric(
         "hookgate_requests_total",
-        &[("webhook", "webhook-1"), ("outcome", "forwarded")],
+        &[("webhook", "hook"), ("outcome", "forwarded")],
         1.0,
     );
     hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);

@@ -7,7 +7,7 @@ use crate::support::{
     Delivery, Hookgate, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually, program,
 };
 
-const APP: [(&str, &str); 2] = [("webhook", "webhook-1"), ("destination", "destination-1")];
+const APP: [(&str, &str); 2] = [("webhook", "hook"), ("destination", "default")];
 
 /// A service whose queue lies on a file system of 4 MiB that nobody else sees.
 fn on_a_small_disk(upstream: &Upstream) -> Hookgate {

@@ -177,3 +177,10 @@ impl Drop for TempDir {
         drop(std::fs::remove_dir_all(&self.0));
     }
 }
+
+/// libfaketime, wherever Debian puts it.
+pub(crate) fn faketime() -> PathBuf {
+    let folders = std::fs::read_dir("/usr/lib").unwrap().map(|entry| entry.unwrap().path().join("faketime"));
+    let mut libraries = folders.map(|folder| folder.join("libfaketimeMT.so.1")).filter(|file| file.exists());
+    libraries.next().expect("libfaketime of the package `faketime`")
+}

@@ -11,10 +11,11 @@ use rustls::{
     ALL_VERSIONS, ProtocolVersion, ServerConfig,
     version::{TLS12, TLS13},
 };
+use rustls_pki_types::{PrivateKeyDer, pem::PemObject};
 
 use crate::support::{
-    Answer, Connection, Delivery, Hookgate, Instant, Reply, SECRET, Setup, Upstream, Webhook, eventually,
-    program, run,
+    Answer, Connection, Delivery, Hookgate, Instant, Reply, SECRET, Setup, TempDir, Upstream, Webhook,
+    eventually, faketime, program, run,
     tls::{self, Authority, Hello, Pair},
 };
 
@@ -244,9 +245,13 @@ fn upstreams_are_reached_by_name_and_by_address() {
 fn upstreams_that_cannot_prove_who_they_are_are_refused_and_the_log_says_why() {
     let (ours, other) = (Authority::new("ours"), Authority::new("other"));
     for (pair, host, words) in [
-        (ours.issue(&["elsewhere.example"]), "localhost", "for another name than localhost: it names"),
-        (ours.issue(&["localhost"]), "127.0.0.1", "for another name than 127.0.0.1: it names"),
-        (ours.issue(&["127.0.0.1"]), "localhost", "for another name than localhost: it names"),
+        (
+            ours.issue(&["elsewhere.example"]),
+            "localhost",
+            "for another name than localhost: it names elsewhere.example. ",
+        ),
+        (ours.issue(&["localhost"]), "127.0.0.1", "for another name than 127.0.0.1: it names localhost. "),
+        (ours.issue(&["127.0.0.1"]), "localhost", "for another name than localhost: it names 127.0.0.1. "),
         (ours.issue_in(&["localhost"], 2020..2021), "localhost", "has expired"),
         (ours.issue_in(&["localhost"], 2110..2120), "localhost", "not valid yet"),
         (other.issue(&["localhost"]), "localhost", "unknown issuer"),
@@ -255,8 +260,180 @@ fn upstreams_that_cannot_prove_who_they_are_are_refused_and_the_log_says_why() {
             let (upstream, setup) = towards(pair.server(&[version], None), host, &ours);
             let reason = refused(&setup.start(), &upstream);
             assert!(reason.contains(words), "{words}: {reason}");
+            assert_in_words(&reason);
         }
     }
+}
+
+/// A certificate as `openssl req -x509` makes it: it signed itself, and is an authority's (CA:TRUE).
+fn by_openssl(name: &str, extensions: &[&str], now: Option<&str>) -> Pair {
+    let dir = TempDir::new();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mut openssl = Command::new("openssl");
+    openssl.args([
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ]);
+    openssl.args(["-keyout", &path("key"), "-out", &path("cert"), "-subj", "/CN=app"]);
+    openssl.args(["-addext", &format!("subjectAltName={name}")]);
+    for extension in extensions {
+        openssl.args(["-addext", extension]);
+    }
+    if let Some(now) = now {
+        openssl.env("LD_PRELOAD", faketime()).env("FAKETIME", now);
+    }
+    let output = openssl.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let read = |name: &str| fs::read_to_string(path(name)).unwrap();
+    Pair { cert: read("cert"), key: read("key") }
+}
+
+/// Whoever names a certificate as `ca` trusts it to be the service's, even if it is an authority's: this one, under its
+/// name and in its time, and no other.
+#[test]
+fn a_certificate_that_signed_itself_is_trusted_where_it_is_named() {
+    let pair = by_openssl("DNS:localhost", &[], None);
+    let same_name = by_openssl("DNS:localhost", &[], None);
+    let server = by_openssl("DNS:localhost", &["basicConstraints=critical,CA:FALSE"], None);
+    let elsewhere = by_openssl("DNS:elsewhere.example", &[], None);
+    let nameless = by_openssl("email:app@example.com", &[], None);
+    let expired = by_openssl("DNS:localhost", &[], Some("2024-01-01 00:00:00"));
+    let early = by_openssl("DNS:localhost", &[], Some("2090-01-01 00:00:00"));
+    let start = |pair: &Pair, version, ca: Option<&Pair>| {
+        let upstream = Upstream::over_tls(pair.server(&[version], None), Reply::ok());
+        let line = ca.map_or("", |_| "ca = \"{dir}/ca.pem\"");
+        let setup = Setup::bare().with(Webhook::to(&upstream.https("localhost")).destination(line));
+        let hookgate = setup.file("ca.pem", ca.map_or("", |ca| &ca.cert)).start();
+        (upstream, hookgate)
+    };
+    let both = Pair { cert: format!("{}{}", same_name.cert, pair.cert), key: String::new() };
+    for version in [&TLS12, &TLS13] {
+        for (pair, ca) in [(&pair, &pair), (&pair, &both), (&server, &server)] {
+            let (upstream, hookgate) = start(pair, version, Some(ca));
+            for _ in 0..2 {
+                hookgate.send(&Delivery::good()).assert_forwarded(200);
+            }
+            assert_eq!(upstream.requests().len(), 2);
+        }
+        for (pair, ca, words) in [
+            (&pair, Some(&same_name), "is an authority's (CA:TRUE)"),
+            (&pair, Some(&server), "is an authority's (CA:TRUE)"),
+            (&pair, None, "set `ca` to that very file, or make another one with `openssl req -x509"),
+            (&server, None, "unknown issuer"),
+            (&elsewhere, Some(&elsewhere), "for another name than localhost: it names elsewhere.example"),
+            (&nameless, Some(&nameless), "for another name than localhost: it names no host"),
+            (&expired, Some(&expired), "has expired, "),
+            (&early, Some(&early), "is not valid yet, for "),
+        ] {
+            let (upstream, hookgate) = start(pair, version, ca);
+            let reason = refused(&hookgate, &upstream);
+            assert!(reason.contains(words), "{words}: {reason}");
+            assert_in_words(&reason);
+        }
+        // It is not enough to show the certificate: the key belongs to it.
+        let config = impostor(&pair, &same_name, version);
+        let upstream = Upstream::over_tls(config, Reply::ok());
+        let webhook = Webhook::to(&upstream.https("localhost")).destination("ca = \"{dir}/ca.pem\"");
+        let hookgate = Setup::bare().with(webhook).file("ca.pem", &pair.cert).start();
+        let reason = refused(&hookgate, &upstream);
+        assert!(reason.contains("a signature is wrong"), "{reason}");
+    }
+}
+
+/// A server that shows one certificate and has the key of another.
+fn impostor(
+    shown: &Pair,
+    held: &Pair,
+    version: &'static rustls::SupportedProtocolVersion,
+) -> Arc<ServerConfig> {
+    let provider = rustls::crypto::ring::default_provider();
+    let key = PrivateKeyDer::from_pem_slice(held.key.as_bytes()).unwrap();
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    let certified = rustls::sign::CertifiedKey::new(vec![shown.der().into()], key);
+    let builder = ServerConfig::builder_with_provider(Arc::new(provider));
+    let builder = builder.with_protocol_versions(&[version]).unwrap().with_no_client_auth();
+    Arc::new(builder.with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(certified))))
+}
+
+/// No debug output of a library, no names of its types.
+#[track_caller]
+fn assert_in_words(reason: &str) {
+    const WORDS: [&str; 4] = ["subjectAltName", "basicConstraints", "extendedKeyUsage", "serverAuth"];
+    for word in reason.split(|c: char| !c.is_alphanumeric()) {
+        let inside = |pair: (char, char)| pair.0.is_lowercase() && pair.1.is_uppercase();
+        let is_type = word.chars().zip(word.chars().skip(1)).any(inside);
+        assert!(!is_type || WORDS.contains(&word), "{word} in {reason}");
+    }
+}
+
+/// What else can go wrong in a handshake is said in words, with what to do.
+#[test]
+fn handshakes_that_fail_are_explained() {
+    let ours = Authority::new("ours");
+    // What a server answers to a ClientHello, byte for byte.
+    let raw = |bytes: &[u8]| Upstream::at_first_byte(bytes);
+    let alert = |number: u8| [0x15, 3, 3, 0, 2, 2, number];
+    let cases = [
+        (raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is it plain HTTP? Then `url` has to begin with http://"),
+        (raw(&alert(40)), "no ciphers in common with hookgate, or it demands a client certificate"),
+        (raw(&alert(70)), "neither TLS 1.2 nor 1.3"),
+        (raw(&alert(80)), "its log may say more"),
+        (raw(&alert(112)), "does not serve the name that stands in `url`"),
+        (raw(&alert(120)), "does not speak HTTP/1.1"),
+        (raw(&alert(47)), "it ended the handshake (TLS alert illegal_parameter)"),
+        (raw(b""), "does it speak TLS 1.2 or 1.3?"),
+    ];
+    for (upstream, words) in &cases {
+        let webhook = Webhook::to(&upstream.https("localhost")).destination("ca = \"{dir}/ca.pem\"");
+        let hookgate = Setup::bare().with(webhook).file("ca.pem", ours.pem()).start();
+        let reason = refused(&hookgate, upstream);
+        assert!(reason.contains(words), "{words}: {reason}");
+        assert!(reason.contains("at https://localhost:") && reason.contains(" (127.0.0.1:"), "{reason}");
+        assert!(reason.contains("the TLS handshake failed: "), "{reason}");
+        assert_in_words(&reason);
+    }
+    // Plain HTTP to a port that speaks TLS, as OpenSSL and rustls answer it.
+    let pair = ours.issue(&["localhost"]);
+    let upstream = Upstream::over_tls(pair.server(ALL_VERSIONS, None), Reply::ok());
+    let url = upstream.https("localhost").replace("https:", "http:");
+    let hookgate = Setup::bare().with(Webhook::to(&url)).start();
+    let delivery = Delivery::good();
+    hookgate.send(&delivery).assert_refused(502, "upstream_bad_answer");
+    let line = hookgate.line_of(delivery.header_value("pulumi-webhook-id"));
+    assert!(line["reason"].as_str().unwrap().contains("`url` has to begin with https://"), "{line}");
+}
+
+/// The same from the other side: what is wrong between a sender and the certificate of `server.tls`.
+#[test]
+fn a_senders_handshake_that_fails_is_explained() {
+    let (ours, other) = (Authority::new("ours"), Authority::new("other"));
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = setup(&upstream, &ours.issue(&["localhost"])).start();
+    let explained = |words: &str| {
+        let line =
+            hookgate.wait_for_log(|line| line["reason"].as_str().is_some_and(|text| text.contains(words)));
+        assert_in_words(line["reason"].as_str().unwrap());
+    };
+    assert!(other.open(hookgate.address()).is_err());
+    explained("the sender does not trust the certificate of `server.tls`");
+    assert!(tls::open(hookgate.address(), ours.client(ALL_VERSIONS, &["h2"])).is_err());
+    explained("the sender wants another protocol than HTTP/1.1");
+    let mut plain = hookgate.connect();
+    plain.send(&Delivery::good().bytes());
+    plain.read_all(&mut String::new());
+    explained("it does not speak TLS: is it plain HTTP");
+    let mut begun = hookgate.connect();
+    begun.send(b"\x16\x03\x01\x00\x80\x01\x00\x00\x7c\x03\x03");
+    drop(begun);
+    explained("the sender hung up in the middle of the handshake");
+    open(&hookgate, &ours);
 }
 
 #[test]

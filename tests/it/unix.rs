@@ -32,7 +32,11 @@ fn a_unix_socket_that_is_not_there_is_unreachable() {
     let dir = TempDir::new();
     let nobody = Address::Unix(dir.path().join("missing.sock"));
     let hookgate = Setup::bare().with(Webhook::to(&nobody.url("/"))).start();
-    hookgate.send(&Delivery::good()).assert_refused(502, "upstream_unreachable");
+    let delivery = Delivery::good();
+    hookgate.send(&delivery).assert_refused(502, "upstream_unreachable");
+    let line = hookgate.line_of(delivery.header_value("pulumi-webhook-id"));
+    let place = format!("at unix:{} cannot be reached", dir.path().join("missing.sock").display());
+    assert!(line["reason"].as_str().unwrap().contains(&place), "{line}");
 }
 
 #[test]
@@ -65,4 +69,31 @@ fn a_socket_file_left_behind_is_replaced() {
     drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
     let hookgate = setup.listen(&format!("unix:{}", socket.display())).start();
     hookgate.send(&Delivery::good()).assert_forwarded(200);
+}
+
+/// Whatever the umask is, and before anybody can connect.
+#[test]
+fn the_socket_has_the_configured_mode() {
+    use std::os::unix::fs::PermissionsExt;
+    let upstream = Upstream::always(Reply::ok());
+    for (line, mode) in [("", 0o660), ("listen_mode = \"0600\"", 0o600), ("listen_mode = \"0666\"", 0o666)] {
+        let setup = Setup::new(&upstream).server(line);
+        let socket = setup.dir().join("in.sock");
+        let hookgate = setup.listen(&format!("unix:{}", socket.display())).start();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, mode);
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+    }
+}
+
+#[test]
+fn a_file_in_the_place_of_the_socket_is_left_alone_and_named() {
+    let upstream = Upstream::always(Reply::ok());
+    let setup = Setup::new(&upstream).file("in.sock", "content");
+    let socket = setup.dir().join("in.sock");
+    let setup = setup.listen(&format!("unix:{}", socket.display()));
+    let output = crate::support::run(&["run", "--config", setup.write().to_str().unwrap()], b"");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("not a socket") && said.contains("in.sock"), "{said}");
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "content");
 }

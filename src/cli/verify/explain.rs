@@ -63,9 +63,9 @@ impl Explanation {
 const EVERY_PAIR: usize = 64 << 10;
 
 const TRIED: &str = "\
-tried: base64 and prefixed signatures; every secret given, with and without newline, white space and \
-quotes, hex- and base64-decoded; the body with and without newline, with other line ends, re-encoded JSON; \
-hashes without a key";
+tried: base64 and prefixed signatures; every secret given, with and without newline, white space, quotes, byte \
+order mark, invisible characters and NAME=, from UTF-16, hex- and base64-decoded; the body with and without newline, with \
+other line ends, from a form, re-encoded JSON; hashes without a key";
 
 /// Looks for the likely mistake in a signature that does not fit.
 pub(super) fn explain(candidates: &[Candidate], body: &[u8], signature: &str) -> Explanation {
@@ -182,6 +182,11 @@ fn judge_body(body: &[u8]) -> Remark {
              signature fits the whole body cannot be told from this part",
             body.len()
         )),
+        Err(_) if body.starts_with(b"payload=") => Remark::Mistake(
+            "the body is a form (`payload=…`) and not JSON, which Pulumi always sends: something on the way wrapped it, or \
+             the sender is another"
+                .into(),
+        ),
         Err(_) => Remark::Mistake(
             "the body is not JSON, which Pulumi always sends: it was altered or is another file".into(),
         ),
@@ -206,7 +211,7 @@ mod tests {
     const SECRET: &str = "pulumi-webhook-test-secret";
 
     fn candidate(label: &str, raw: &[u8]) -> Candidate {
-        let secret = Secret::from_file_content(raw.to_vec(), true).unwrap();
+        let secret = Secret::from_content(raw.to_vec(), true).unwrap();
         Candidate { label: label.into(), secret, raw: Zeroizing::new(raw.to_vec()) }
     }
 
@@ -290,12 +295,48 @@ mod tests {
             (secret, &base64::encode(secret), "base64-encoded"),
             (secret, &base64::encode(b"pulumi-webhook-test-secret\n"), "base64-encoded"),
             (secret, &hex::encode(secret).into_bytes(), "hex-encoded"),
+            (secret, b"pulumi-webhook-test-secret ", "a space at its end"),
+            (secret, b" pulumi-webhook-test-secret", "a space before it"),
+            (secret, "pulumi-webhook-test-secret\u{a0}".as_bytes(), "no-break space at its end"),
+            (b"\xef\xbb\xbfpulumi-webhook-test-secret\n", secret, "byte order mark"),
+            (b"WEBHOOK_SECRET=pulumi-webhook-test-secret\n", secret, "NAME=value"),
+            (b"export WEBHOOK_SECRET=\"pulumi-webhook-test-secret\"\n", secret, "NAME=value"),
+            (b"export WEBHOOK_SECRET=\"pulumi-webhook-test-secret\"\n", secret, "quotation marks"),
+            ("pulumi-webhook-test-secret\u{a0}".as_bytes(), secret, "invisible"),
+            ("pulumi-webhook\u{200b}-test-secret".as_bytes(), secret, "invisible"),
+            (&base64::encode(b"pulumi-webhook-test-secret\n"), secret, "newline"),
+            (&base64::encode(b"pulumi-webhook-test-secret\n"), secret, "base64-decoded"),
+            (&utf16(false, false), secret, "UTF-16"),
+            (&utf16(true, false), secret, "UTF-16"),
+            (&utf16(true, true), secret, "UTF-16"),
         ];
         for (given, senders, words) in cases {
             assert_found(&[*given], body(), &signed(senders), words);
         }
         let unkeyed = explained(&[secret], body().as_bytes(), &signed(&[0])).0;
         assert!(unkeyed.contains("empty secret"), "{unkeyed}");
+    }
+
+    /// The secret as PowerShell writes it, with a newline at its end.
+    fn utf16(marked: bool, big: bool) -> Vec<u8> {
+        let mark = if marked { "\u{feff}" } else { "" };
+        let units = format!("{mark}{SECRET}\r\n").encode_utf16().collect::<Vec<_>>();
+        units.into_iter().flat_map(|unit| if big { unit.to_be_bytes() } else { unit.to_le_bytes() }).collect()
+    }
+
+    #[test]
+    fn forms_instead_of_json() {
+        let json = r#"{"a":"b c","d":[1]}"#;
+        let sign = |body: &str| sign(&key_of(SECRET), body.as_bytes());
+        let form = "payload=%7B%22a%22%3A%22b+c%22%2C%22d%22%3A%5B1%5D%7D";
+        assert_found(&[SECRET.as_bytes()], form, &sign(json), "is a form");
+        assert_found(&[SECRET.as_bytes()], format!("{form}&x=y"), &sign(json), "is a form");
+        assert_found(&[SECRET.as_bytes()], json, &sign(form), "signed is a form");
+        let other = form.replace('+', "%20");
+        assert_found(&[SECRET.as_bytes()], json, &sign(&other), "signed is a form");
+        let (text, fits) = explained(&[SECRET.as_bytes()], form.as_bytes(), &"0".repeat(64));
+        assert!(!fits && text.contains("is a form"), "{text}");
+        assert!(!explained(&[SECRET.as_bytes()], b"payload=%7", &"0".repeat(64)).1);
     }
 
     #[test]

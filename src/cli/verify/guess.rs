@@ -3,6 +3,7 @@
 use zeroize::Zeroizing;
 
 use super::{base64, encoding::Json, explain::Candidate};
+use crate::webhook::mangled;
 
 /// A guess: what the sender did otherwise (nothing: as given), and what comes of it.
 pub(super) struct Guess<B> {
@@ -47,33 +48,34 @@ pub(super) fn at_keys(candidates: &[Candidate]) -> (Vec<Guess<Zeroizing<Vec<u8>>
         guess(newline.into(), [secret, b"\n"].concat());
         guess(newline.into(), [secret, b"\r\n"].concat());
         guess(newline.into(), candidate.raw.to_vec());
-        let without_newline = trim_end(secret, |c| matches!(c, b'\n' | b'\r'));
-        guess(
-            format!("the secret of {label} ends with a newline that the sender's has not"),
-            without_newline.to_vec(),
-        );
-        let trimmed = secret.trim_ascii();
-        guess(
-            format!("the secret of {label} has white space around it that the sender's has not"),
-            trimmed.to_vec(),
-        );
-        if let Some(inner) = unquoted(trimmed) {
+        for (words, more) in [
+            ("a space at its end", [secret, b" "].concat()),
+            ("a space before it", [b" ", secret].concat()),
+            ("a tab at its end", [secret, b"\t"].concat()),
+            ("a no-break space at its end", [secret, "\u{a0}".as_bytes()].concat()),
+            ("a zero-width space at its end", [secret, "\u{200b}".as_bytes()].concat()),
+            ("a byte order mark before it", [mangled::MARK, secret].concat()),
+        ] {
             guess(
-                format!("the secret of {label} has quotation marks around it that the sender's has not"),
-                inner.to_vec(),
+                format!(
+                    "the sender's secret has {words} that is not part of it here: set it again in Pulumi without it"
+                ),
+                more,
             );
         }
+        for (words, bytes) in mended(secret, label) {
+            add([another(index, candidate), words].concat(), bytes);
+        }
+        let mut guess = |words: String, bytes: Vec<u8>| {
+            let mut otherwise = another(index, candidate);
+            otherwise.push(words);
+            add(otherwise, bytes);
+        };
         for quote in [&b"\""[..], b"'"] {
             guess(
                 format!("the sender's secret has quotation marks around it that the one of {label} has not"),
                 [quote, secret, quote].concat(),
             );
-        }
-        if let Ok(bytes) = hex::decode(trimmed) {
-            guess(hashed_as("hex", "decoded"), bytes);
-        }
-        if let Some((_, bytes)) = base64::decode(trimmed) {
-            guess(hashed_as("base64", "decoded"), bytes);
         }
         guess(hashed_as("hex", "encoded"), hex::encode(secret).into());
         guess(hashed_as("base64", "encoded"), base64::encode(secret));
@@ -82,6 +84,74 @@ pub(super) fn at_keys(candidates: &[Candidate]) -> (Vec<Guess<Zeroizing<Vec<u8>>
     // HMAC fills short keys up with zero bytes, so this is the empty key, which `Secret` cannot be.
     add(vec!["the signature was made with an empty secret: the sender's secret was not set".into()], vec![0]);
     (guesses, given)
+}
+
+/// What the secret may have been before it was damaged on its way here, with what was done to it. Several things at once
+/// are tried too, the simplest first.
+fn mended(secret: &[u8], label: &str) -> Vec<(Vec<String>, Vec<u8>)> {
+    /// How many things at once.
+    const DEPTH: usize = 3;
+    /// How many guesses for a secret.
+    const MOST: usize = 60;
+
+    let mut found: Vec<(Vec<String>, Vec<u8>)> = vec![(Vec::new(), secret.to_vec())];
+    let mut from = 0;
+    while let Some((words, bytes)) = found.get(from).cloned() {
+        if words.len() == DEPTH || found.len() >= MOST {
+            break;
+        }
+        for (what, mended) in steps(&bytes, label) {
+            if !mended.is_empty() && !found.iter().any(|(_, known)| *known == mended) {
+                found.push((words.iter().cloned().chain([what]).collect(), mended));
+            }
+        }
+        from += 1;
+    }
+    found.remove(0);
+    found
+}
+
+/// One thing undone.
+fn steps(secret: &[u8], label: &str) -> Vec<(String, Vec<u8>)> {
+    let trimmed = secret.trim_ascii();
+    let of_ours = |what: &str| format!("the secret of {label} {what} that the sender's has not");
+    let visible = str::from_utf8(secret)
+        .ok()
+        .map(|text| text.chars().filter(|c| !mangled::is_invisible(*c)).collect::<String>().into_bytes());
+    let steps = [
+        Some((of_ours("ends with a newline"), trim_end(secret, |c| matches!(c, b'\n' | b'\r')).to_vec())),
+        Some((of_ours("has white space around it"), trimmed.to_vec())),
+        mangled::unquoted(trimmed).map(|inner| (of_ours("has quotation marks around it"), inner.to_vec())),
+        secret
+            .strip_prefix(mangled::MARK)
+            .map(|rest| (of_ours("begins with a byte order mark"), rest.to_vec())),
+        utf8(secret).map(|text| {
+            (format!("the secret of {label} is UTF-16, and the sender's is not: save it as UTF-8"), text)
+        }),
+        mangled::assigned(trimmed, mangled::Use::Secret)
+            .map(|value| (of_ours("has a name before it, as in NAME=value,"), value.to_vec())),
+        visible.map(|text| {
+            (of_ours("has an invisible character in it, such as a no-break or zero-width space,"), text)
+        }),
+        hex::decode(trimmed).ok().map(|bytes| (hashed_as("hex", "decoded"), bytes)),
+        base64::decode(trimmed).map(|(_, bytes)| (hashed_as("base64", "decoded"), bytes)),
+    ];
+    steps.into_iter().flatten().filter(|(_, bytes)| bytes != secret).collect()
+}
+
+/// The text of UTF-16, with or without its byte order mark.
+fn utf8(bytes: &[u8]) -> Option<Vec<u8>> {
+    if !mangled::is_utf16(bytes) {
+        return None;
+    }
+    let big = bytes.starts_with(b"\xfe\xff") || bytes.first() == Some(&0);
+    let units = bytes.chunks_exact(2).map(|pair| match pair {
+        [high, low] if big => u16::from_be_bytes([*high, *low]),
+        [low, high] => u16::from_le_bytes([*low, *high]),
+        _ => 0,
+    });
+    let text: String = char::decode_utf16(units).collect::<Result<_, _>>().ok()?;
+    Some(text.trim_start_matches('\u{feff}').as_bytes().to_vec())
 }
 
 fn hashed_as(code: &str, done: &str) -> String {
@@ -99,6 +169,8 @@ pub(super) fn at_bodies(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + '
                  `echo` added it";
     let lines = "the line ends of the body were converted between LF and CRLF after it was signed";
     let unix = replace_all(body, b"\r\n", b"\n");
+    let form = "what was signed is a form (`payload=…`) that holds this body: the sender is another than Pulumi, or something \
+                on the way unwrapped it";
     let simple = [
         guess(missing, [body, b"\n"].concat()),
         guess(missing, [body, b"\r\n"].concat()),
@@ -116,6 +188,11 @@ pub(super) fn at_bodies(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + '
                 rest.to_vec(),
             )
         }),
+        in_form(body).and_then(|bytes| {
+            guess("the body is a form (`payload=…`), and what was signed is the JSON in it: Pulumi sends the JSON itself, something on the way wrapped it", bytes)
+        }),
+        guess(form, form_of(body, true)),
+        guess(form, form_of(body, false)),
         base64::decode(body).and_then(|(_, bytes)| {
             guess("the body is base64-encoded: a gateway between Pulumi and here wrapped it", bytes)
         }),
@@ -173,8 +250,47 @@ pub(super) fn trim_one_newline(bytes: &[u8]) -> &[u8] {
     bytes.strip_suffix(b"\r\n").or_else(|| bytes.strip_suffix(b"\n")).unwrap_or(bytes)
 }
 
-fn unquoted(bytes: &[u8]) -> Option<&[u8]> {
-    [b"\"", b"'", b"`"].into_iter().find_map(|quote| bytes.strip_prefix(quote)?.strip_suffix(quote))
+/// The value of `payload` in a form, decoded.
+fn in_form(body: &[u8]) -> Option<Vec<u8>> {
+    let value = body.strip_prefix(b"payload=")?;
+    let value = value.split(|c| *c == b'&').next().unwrap_or_default();
+    let mut decoded = Vec::with_capacity(value.len());
+    let mut rest = value;
+    while let Some((first, others)) = rest.split_first() {
+        let byte = match (first, others) {
+            (b'%', [high, low, ..]) => {
+                let mut byte = [0];
+                hex::decode_to_slice([*high, *low], &mut byte).ok()?;
+                rest = others.get(2..).unwrap_or_default();
+                let [byte] = byte;
+                byte
+            }
+            (b'+', _) => {
+                rest = others;
+                b' '
+            }
+            (byte, _) => {
+                rest = others;
+                *byte
+            }
+        };
+        decoded.push(byte);
+    }
+    Some(decoded)
+}
+
+/// A form that holds this, as browsers write it (`plus`) or as `encodeURIComponent` does.
+fn form_of(body: &[u8], plus: bool) -> Vec<u8> {
+    let mut form = b"payload=".to_vec();
+    for byte in body {
+        let kept = if plus { &b"*-._"[..] } else { &b"-_.!~*'()"[..] };
+        match byte {
+            b' ' if plus => form.push(b'+'),
+            byte if byte.is_ascii_alphanumeric() || kept.contains(byte) => form.push(*byte),
+            byte => form.extend_from_slice(format!("%{byte:02X}").as_bytes()),
+        }
+    }
+    form
 }
 
 fn replace_all(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {

@@ -315,6 +315,20 @@ fn only_one_object_in_utf_8_is_a_payload() {
 }
 
 #[test]
+fn an_error_says_what_is_wrong_and_where() {
+    for (body, what) in [
+        (r#"{"action":"created",}"#, "a comma before a closing brace at line 1, column 21"),
+        (r#"{"action":"crea"#, "an early end at line 1, column 15"),
+        ("{\n'a':1}", "wrong syntax at line 2, column 1"),
+        (r#"{"action":1,"action":2}"#, "a key given twice at line 1, column 20"),
+        (r#"{"Action":1}"#, "a key that differs only in case from one that is read at line 1, column 9"),
+    ] {
+        let error = identify(body, "team").unwrap_err().to_string();
+        assert_eq!(error, format!("the body is not one JSON object: {what}"), "{body}");
+    }
+}
+
+#[test]
 fn escapes_in_keys_and_values_say_the_same() {
     let body = r#"{"organization":{"github\u004cogin":"acme"},"projec\u0074Name":"p","environmentName":"e","\u0061ction":"cre\u0061ted"}"#;
     assert_eq!(identify(body, "environment").unwrap(), (Agreement::Proven, vec!["environment_created"]));

@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
+    fs::Permissions,
     io::{BufRead, BufReader, Read, Write},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::Arc,
@@ -132,7 +134,9 @@ impl Setup {
     /// No webhook yet.
     pub(crate) fn bare() -> Self {
         let dir = TempDir::new();
-        dir.write("secret", SECRET);
+        let secret = dir.write("secret", SECRET);
+        // Nothing is to be warned of.
+        std::fs::set_permissions(secret, Permissions::from_mode(0o600)).unwrap();
         Self {
             dir,
             listen: "127.0.0.1:0".to_owned(),

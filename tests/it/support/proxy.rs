@@ -56,6 +56,10 @@ impl Proxy {
         format!("nats://{}", self.address)
     }
 
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     fn listen(&self, listener: TcpListener) {
         self.shared.lock().listens = true;
         let shared = Arc::clone(&self.shared);

@@ -1,8 +1,8 @@
 //! A scripted upstream: records each request as it came over the wire and answers as it is told.
 
 use std::{
-    io::{BufReader, Read, Write},
-    net::TcpListener,
+    io::{self, BufReader, Read, Write},
+    net::{Shutdown, TcpListener},
     os::unix::net::UnixListener,
     path::Path,
     sync::{
@@ -117,6 +117,7 @@ pub(crate) struct Upstream {
 struct Shared {
     requests: Journal<Request>,
     connections: AtomicUsize,
+    closed: Journal<usize>,
     script: Mutex<Arc<Script>>,
 }
 
@@ -161,6 +162,21 @@ impl Upstream {
         Self::serve(address, script, move || tls::accept(listener.accept().ok()?.0, Arc::clone(&config)).ok())
     }
 
+    /// Says these bytes as soon as anything comes, and closes.
+    pub(crate) fn at_first_byte(bytes: &[u8]) -> Self {
+        let (listener, bytes) = (TcpListener::bind("127.0.0.1:0").unwrap(), bytes.to_vec());
+        let address = Address::Tcp(listener.local_addr().unwrap());
+        let accept = move || {
+            let (mut stream, _) = listener.accept().ok()?;
+            drop(stream.read(&mut [0; 4096]).and_then(|_| stream.write_all(&bytes)));
+            // It is not torn down before it is read.
+            drop(stream.shutdown(Shutdown::Write));
+            drop(io::copy(&mut stream, &mut io::sink()));
+            Some(Socket::Tcp(stream))
+        };
+        Self::serve(address, |_| Reply::hang_up(), accept)
+    }
+
     /// The URL of the path that the tests use, over TLS, with this name in it.
     pub(crate) fn https(&self, host: &str) -> String {
         let Address::Tcp(address) = &self.address else { panic!("TLS over TCP only") };
@@ -183,6 +199,7 @@ impl Upstream {
         let shared = Arc::new(Shared {
             requests: Journal::default(),
             connections: AtomicUsize::new(0),
+            closed: Journal::default(),
             script: Mutex::new(Arc::new(script)),
         });
         let for_threads = Arc::clone(&shared);
@@ -190,7 +207,10 @@ impl Upstream {
             while let Some(socket) = accept() {
                 let shared = Arc::clone(&for_threads);
                 let connection = shared.connections.fetch_add(1, Ordering::SeqCst) + 1;
-                thread::spawn(move || shared.converse(socket, connection));
+                thread::spawn(move || {
+                    shared.converse(socket, connection);
+                    shared.closed.push(connection);
+                });
             }
         });
         Self { address, shared }
@@ -216,6 +236,12 @@ impl Upstream {
 
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.shared.requests.all()
+    }
+
+    /// Waits until so many connections are closed.
+    pub(crate) fn wait_for_closed(&self, count: usize) {
+        let closed = self.shared.closed.wait(|closed| (closed.len() >= count).then_some(()));
+        closed.unwrap_or_else(|| panic!("fewer than {count} connections were closed"));
     }
 
     /// Waits until at least so many requests have come.

@@ -1,11 +1,16 @@
 //! The connection: who is connected to, as whom, and how it stands.
 
-use std::{io, path::Path, time::Duration};
+use std::{error::Error, io, path::Path, time::Duration};
 
 use async_nats::{ConnectOptions, Event};
 use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::{Settings, StartError, store, wire};
+use crate::files;
+
+/// The longest file of credentials or authorities, in bytes.
+const MAX_FILE: usize = 1 << 20;
 
 /// What is known of connections.
 #[derive(Debug, Default)]
@@ -63,7 +68,9 @@ pub(super) fn options(
         };
     }
     if let Some(path) = &settings.ca {
-        let pem = std::fs::read(path).map_err(StartError::Authorities)?;
+        let pem = files::read(path, MAX_FILE, files::PATIENCE)
+            .map_err(|error| StartError::Authorities(io::Error::other(error)))?
+            .bytes;
         if let Err(error) = crate::tls::Authorities::parse(&pem) {
             return Err(StartError::Authorities(io::Error::other(error)));
         }
@@ -87,7 +94,9 @@ pub(super) fn options(
 }
 
 fn credentials(path: &Path) -> Result<ConnectOptions, StartError> {
-    let text = zeroize::Zeroizing::new(std::fs::read_to_string(path).map_err(StartError::Unreadable)?);
+    let unreadable = |error: Box<dyn Error + Send + Sync>| StartError::Unreadable(io::Error::other(error));
+    let bytes = files::read(path, MAX_FILE, files::PATIENCE).map_err(|error| unreadable(error.into()))?.bytes;
+    let text = Zeroizing::new(str::from_utf8(&bytes).map_err(|error| unreadable(error.into()))?.to_owned());
     if let Ok(options) = ConnectOptions::with_credentials(&text) {
         return Ok(options);
     }
