@@ -234,7 +234,7 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
         hookgate.send(&Delivery::good());
         hookgate.send(&Delivery::good().forged());
         let text = hookgate.scrape("").text();
-        let labels = "{webhook=\"webhook-1\",secret=\"old\"}";
+        let labels = "{webhook=\"hook\",secret=\"old\"}";
         assert!(
             text.contains(&format!("hookgate_secret_expiry_timestamp_seconds{labels} 4070908800.0\n")),
             "{text}"
