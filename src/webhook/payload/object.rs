@@ -7,12 +7,14 @@
 
 use serde::de::{Error, IgnoredAny, MapAccess};
 
+use super::member::{Member, Shape};
+
 /// What is wrong with a key, without a word of the body.
 pub(super) const TWICE: &str = "a key given twice";
 /// See [`TWICE`].
 pub(super) const FOLDED: &str = "a key that differs only in case from one that is read";
 
-/// Declares a struct of [`Member`](super::member::Member)s with the keys that they have in JSON.
+/// Declares a struct of [`Member`]s with the keys that they have in JSON.
 macro_rules! object {
     ($(#[$about:meta])* struct $name:ident<'a> { $($member:ident $key:literal: $type:ty,)* }) => {
         $(#[$about])*
@@ -66,8 +68,6 @@ macro_rules! object {
     };
 }
 pub(super) use object;
-
-use super::member::{Member, Shape};
 
 pub(super) fn read_once<'de, T: Shape<'de>, A: MapAccess<'de>>(
     member: &mut Member<T>,
