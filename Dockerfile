@@ -10,6 +10,9 @@ FROM docker.io/library/rust:1.95-bookworm AS build
 # The Rust target. Empty: that of the machine (or of the platform) that builds. Another one needs its linker as well.
 ARG TARGET=
 
+# The commit that is built, for the log and for hookgate_build_info: --build-arg COMMIT="$(git rev-parse --short=12 HEAD)".
+ARG COMMIT=
+
 WORKDIR /build
 COPY . .
 
@@ -19,7 +22,7 @@ COPY . .
 RUN set -eu; \
     target="${TARGET:-$(uname -m)-unknown-linux-gnu}"; \
     if [ -n "$TARGET" ]; then rustup target add "$TARGET"; fi; \
-    RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" \
+    HOOKGATE_COMMIT="$COMMIT" RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs" \
         cargo build --locked --release --bin hookgate --target "$target" --target-dir /build/target; \
     mkdir -p /image/etc/hookgate /image/etc/ssl/certs; \
     install -m 0755 "/build/target/$target/release/hookgate" /image/hookgate; \

@@ -173,7 +173,7 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
             Arc::new(Upstream::new(destination.target.clone(), None, destination.timeout, 1)),
             metrics.destination("bench", "app"),
         ))],
-        metrics: metrics.webhook("bench", labels(), ["bench"].into_iter()),
+        metrics: metrics.webhook("bench", labels(), Webhook::event_labels(), ["bench"].into_iter()),
     };
     let routes: Routes = std::iter::once(("/hook".to_owned(), webhook)).collect();
     Gate {
@@ -184,8 +184,9 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
             budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
+        trusted_proxies: Arc::default(),
         strangers: Arc::default(),
-        unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),
+        unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty(), std::iter::empty())),
         metrics,
         lane: 0,
     }

@@ -1,5 +1,6 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
+mod aside;
 mod descriptors;
 mod doubts;
 mod lanes;
@@ -8,6 +9,7 @@ mod ops;
 mod privacy;
 mod queue;
 mod reload;
+mod start;
 mod threads;
 mod watch;
 
@@ -37,6 +39,7 @@ use lanes::spawn_lanes;
 use ops::Ops;
 pub use privacy::forbid_dumps;
 use reload::{Serving, Source, Told, hangups, routes};
+pub use start::tell_start;
 
 use crate::{
     config::Config,
@@ -172,6 +175,7 @@ impl App {
             upstream_lanes,
             &Routes::default(),
         )?;
+        reload::tell_expiries(&routes, &metrics);
         let queue = match &config.queue {
             None => None,
             Some(settings) => {
@@ -196,10 +200,12 @@ impl App {
                 ),
             },
             dispatch: Arc::new(dispatch),
+            trusted_proxies: Arc::new(config.server.trusted_proxies.clone()),
             strangers: Arc::default(),
             unrouted: Arc::new(metrics.webhook(
                 NO_WEBHOOK,
                 Outcome::all().map(Outcome::label),
+                std::iter::empty(),
                 std::iter::empty(),
             )),
             metrics,
@@ -218,7 +224,7 @@ impl App {
             queue: config.queue,
             format: config.log.format,
             log,
-            told: Mutex::new(Told::about(config.warnings)),
+            told: Mutex::new(Told::about(config.warnings, config.fingerprints)),
         };
         Ok(Self {
             source,
@@ -257,7 +263,7 @@ impl App {
             async move { strangers.tell_every_second().await }
         });
         let mut ops = JoinSet::new();
-        let answers = Ops { readiness: readiness.clone(), gate: self.gate.clone() };
+        let answers = Ops::new(readiness.clone(), self.gate.clone());
         ops::spawn(self.ops, answers, ops_drain.clone(), over.clone(), &mut ops);
         let mut lanes = spawn_lanes(
             &self.webhooks,

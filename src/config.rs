@@ -10,6 +10,7 @@
 mod certificates;
 mod destination;
 mod file;
+mod fingerprint;
 mod look;
 mod names;
 mod origin;
@@ -37,6 +38,7 @@ pub use self::{
     certificates::IdentityFiles,
     destination::Destination,
     file::ServerTls,
+    fingerprint::Fingerprints,
     look::Look,
     origin::{Origin, SecretSourceError, Source, bytes_from_env, secret_from_file},
     queue::Queue,
@@ -87,6 +89,10 @@ pub struct Config {
     pub warnings: Vec<Mistake>,
     /// The file itself and every file that it names: what has to be watched for changes.
     pub files: Vec<PathBuf>,
+    /// The beginning of the file's SHA-256, in hex.
+    pub digest: String,
+    /// What its keys say, to tell later what has changed.
+    pub fingerprints: Fingerprints,
     /// How each of these looked before it was read. What looks otherwise has changed since.
     pub looks: Vec<Look>,
 }
@@ -140,7 +146,7 @@ impl Config {
         let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
-        let Findings { mistakes, mut warnings, files, looks } = context.finish();
+        let Findings { mistakes, mut warnings, files, looks, contents } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes, files));
         }
@@ -156,6 +162,8 @@ impl Config {
             webhooks,
             warnings,
             files,
+            digest: fingerprint::digest(text.as_bytes()),
+            fingerprints: Fingerprints::of(tree.get_ref(), &contents),
             looks,
         })
     }

@@ -5,6 +5,7 @@
 mod body;
 mod connection;
 pub mod crowd;
+mod forwarded;
 #[doc(hidden)]
 pub mod framing;
 mod head;
@@ -15,7 +16,9 @@ pub mod route;
 pub mod server;
 pub mod tls;
 mod trace;
+mod trail;
 pub mod unreadable;
 
 pub use body::Budget;
 pub use connection::Shared;
+pub use forwarded::TrustedProxies;

@@ -195,7 +195,7 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
                 Arc::new(upstream::Upstream::new(target.clone(), None, destination::Settings::TIMEOUT, 1));
             let webhook = Webhook {
                 name: (*name).into(),
-                metrics: metrics.webhook(name, labels(), keys.iter().map(Key::name)),
+                metrics: metrics.webhook(name, labels(), Webhook::event_labels(), keys.iter().map(Key::name)),
                 verifier: Verifier::new(keys),
                 filter,
                 destinations: vec![Arc::new(Destination::new(&destination, name, upstream, handles))],
@@ -211,8 +211,9 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
             budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
+        trusted_proxies: Arc::default(),
         strangers: Arc::default(),
-        unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty())),
+        unrouted: Arc::new(metrics.webhook(NO_WEBHOOK, labels(), std::iter::empty(), std::iter::empty())),
         metrics,
         lane: 0,
     }

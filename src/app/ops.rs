@@ -12,11 +12,16 @@ use hyper::{
     body::Incoming,
     header::{CONNECTION, HeaderValue},
 };
-use tokio::task::{JoinSet, yield_now};
+use tokio::{
+    sync::Mutex,
+    task::{JoinSet, yield_now},
+    time::{Instant, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-use super::{serve, threads};
+use super::{queue::recipients, serve, threads};
 use crate::{
+    delivery::{dispatch::Dispatch, worker},
     ingress::{
         Shared,
         crowd::Crowd,
@@ -57,15 +62,49 @@ fn settings() -> server::Settings {
 /// Answers on the ops listener.
 #[derive(Debug, Clone)]
 pub(super) struct Ops {
-    pub(super) readiness: Readiness,
-    pub(super) gate: Gate,
+    readiness: Readiness,
+    gate: Gate,
+    /// When the queue was counted last.
+    counted: Arc<Mutex<Option<Instant>>>,
+}
+
+/// A count that is younger is true enough: several scrapers do not make the queue count for each.
+const COUNTED: Duration = Duration::from_millis(250);
+
+/// How long a scrape waits for a count. If the store is slower, the gauges are those of the last one.
+const COUNTING: Duration = Duration::from_secs(2);
+
+impl Ops {
+    pub(super) fn new(readiness: Readiness, gate: Gate) -> Self {
+        Self { readiness, gate, counted: Arc::default() }
+    }
+
+    /// Has the queue counted for a scrape.
+    async fn count_queue(&self) {
+        let Dispatch::Queued(queue) = &*self.gate.dispatch else { return };
+        let counting = async {
+            let mut counted = self.counted.lock().await;
+            if counted.is_some_and(|at| at.elapsed() < COUNTED) {
+                return;
+            }
+            if let Ok(stock) = queue.stock().await {
+                let recipients = recipients(&self.gate.routes.load());
+                worker::set_gauges(&self.gate.metrics, &stock, &recipients);
+                *counted = Some(Instant::now());
+            }
+        };
+        drop(timeout(COUNTING, counting).await);
+    }
 }
 
 impl Handler for Ops {
     async fn handle(&self, request: Request<Incoming>, connection: &Arc<Shared>) -> Response<Full<Bytes>> {
         // Writing the metrics takes longest. Whoever asks for them again and again in one go waits for all others.
         yield_now().await;
-        let metrics = || self.gate.metrics.text(self.gate.limits.budget.held());
+        if request.uri().path() == "/metrics" {
+            self.count_queue().await;
+        }
+        let metrics = |form| self.gate.metrics.text(form, self.gate.limits.budget.held());
         let mut response = health::answer(&request, &self.readiness, metrics);
         if connection.is_crowded() || connection.is_closing() {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

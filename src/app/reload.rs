@@ -2,23 +2,29 @@
 //!
 //! A configuration is put in force as a whole or not at all, and only if its files stood still while they were read.
 //! A request keeps the webhooks that were in force when its head was complete, secrets included. Reading happens on a
-//! thread of its own, so that slow files hold up neither requests nor the end.
+//! thread of its own, so that slow files hold up neither requests nor the end. One that hangs is reported and left alone:
+//! see [`Aside`].
 
 use std::{
-    path::PathBuf,
+    fmt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{oneshot, watch},
+    sync::watch,
 };
 use tracing::{error, info, warn};
 
-use super::{BuildError, queue, watch::Watch};
+use super::{
+    BuildError,
+    aside::{Aside, NotDone, Progress},
+    queue,
+    watch::Watch,
+};
 use crate::{
-    config::{self, Config, Look, Mistake, Report},
+    config::{self, Config, Fingerprints, Look, Mistake, Report},
     delivery::{
         backoff::Backoff,
         dedupe,
@@ -68,12 +74,13 @@ pub(super) struct Serving {
 pub(super) struct Told {
     warnings: Vec<Mistake>,
     restart: Vec<&'static str>,
+    keys: Fingerprints,
 }
 
 impl Told {
     /// At the start, only the warnings were told.
-    pub(super) const fn about(warnings: Vec<Mistake>) -> Self {
-        Self { warnings, restart: Vec::new() }
+    pub(super) const fn about(warnings: Vec<Mistake>, keys: Fingerprints) -> Self {
+        Self { warnings, restart: Vec::new(), keys }
     }
 }
 
@@ -89,11 +96,35 @@ pub(super) fn hangups() -> Option<Signal> {
         .ok()
 }
 
+/// What was read, and how the files looked before.
+struct Loaded {
+    watch: Watch,
+    what: What,
+}
+
+enum What {
+    /// The files never came to rest.
+    Moving,
+    /// There are mistakes.
+    Wrong(Report),
+    /// It is a configuration that cannot be put in force, for this reason.
+    Unfit(String),
+    /// What is to be in force. The configuration is without its webhooks.
+    Good(Box<Config>, Routes),
+}
+
+/// The most threads that are left alone because what they read hangs.
+const MOST_HANGING: usize = 8;
+
 impl Source {
     /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
     pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
         let this = Arc::new((self, serving));
-        let mut watch = Watch::since(this.0.files.clone(), this.0.looks.clone());
+        let (source, serving) = &*this;
+        let mut watch = Watch::since(source.files.clone(), source.looks.clone());
+        // Who looks waits for one look; who reads waits for none that hangs, so that mended files can be read.
+        let (looks, reads) = (Aside::new(1), Aside::new(MOST_HANGING));
+        let mut hangs = false;
         loop {
             let hangup = async {
                 match &mut hangups {
@@ -101,108 +132,123 @@ impl Source {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                _ = hangup => {}
-                () = watch.changed() => {}
-            }
-            let (worker, files) = (Arc::clone(&this), watch.files().to_vec());
-            let reloaded = aside(move || {
-                let (source, serving) = &*worker;
-                source.reload(serving, files)
-            });
-            match reloaded.await {
-                Some(looked) => watch = looked,
-                None => error!("the configuration was not reloaded: the thread that reads it failed"),
+            let looked = tokio::select! {
+                _ = hangup => Ok(()),
+                changed = watch.changed(&looks) => changed,
+                // What was in vain has not been said again by anybody.
+                () = async { looks.all_are_back().await; reads.all_are_back().await }, if hangs => Ok(()),
+            };
+            let loaded = match looked {
+                Ok(()) => {
+                    let (worker, files) = (Arc::clone(&this), watch.files().to_vec());
+                    reads.run(move |progress| worker.0.load(&worker.1, files, progress)).await
+                }
+                Err(error) => Err(error),
+            };
+            hangs = matches!(loaded, Err(NotDone::Hangs(_) | NotDone::TooMany(_)));
+            match loaded {
+                Ok(Loaded { watch: looked, what }) => {
+                    watch = looked;
+                    source.take(serving, &mut watch, what);
+                }
+                Err(error) => {
+                    error!(%error, "the configuration was not reloaded: its files cannot be read; the old one stays in force");
+                    serving.gate.metrics.reload(false);
+                }
             }
         }
-    }
-
-    /// Puts the file's configuration in force, or leaves the one that is. The files as they looked before.
-    fn reload(&self, serving: &Serving, files: Vec<PathBuf>) -> Watch {
-        let (mut watch, loaded) = self.load(files);
-        let Some(loaded) = loaded else {
-            info!("the configuration's files are changing: it is reloaded when they have come to rest");
-            return watch;
-        };
-        let done = match loaded {
-            Ok(config) => {
-                let files = config.files.clone();
-                let done = self.put_in_force(config, serving);
-                if done {
-                    watch.only(&files);
-                }
-                done
-            }
-            Err(report) => {
-                for mistake in report.mistakes() {
-                    error!(mistake = %mistake, "the new configuration is wrong");
-                }
-                false
-            }
-        };
-        if done {
-            info!("the configuration was reloaded");
-        } else {
-            error!("the configuration was not reloaded: the old one stays in force");
-        }
-        serving.gate.metrics.reload(done);
-        watch
     }
 
     /// Reads the file and what it names, until nothing changed meanwhile: halves of two versions are no configuration.
-    /// `None`: it never came to rest. What a wrong configuration names is watched too, as it may be what is missing.
-    fn load(&self, mut files: Vec<PathBuf>) -> (Watch, Option<Result<Config, Report>>) {
+    /// What a wrong configuration names is watched too, as it may be what is missing.
+    fn load(&self, serving: &Serving, mut files: Vec<PathBuf>, progress: &Progress) -> Loaded {
+        let tell: &dyn Fn(&Path) = &|file| progress.at(file);
         let mut attempt = 1;
         loop {
-            let watch = Watch::new(files);
+            let watch = Watch::new(files, tell);
             let loaded = Config::load(&self.path);
             let named = loaded.as_ref().map_or_else(Report::files, |config| &config.files);
-            if watch.stood_still(named) {
-                return (watch, Some(loaded));
+            if watch.stood_still(named, tell) {
+                let what = match loaded {
+                    Ok(config) => self.prepare(config, serving),
+                    Err(report) => What::Wrong(report),
+                };
+                return Loaded { watch, what };
             }
             if attempt == ATTEMPTS {
-                return (watch, None);
+                return Loaded { watch, what: What::Moving };
             }
             attempt += 1;
             files = watch.and(named);
         }
     }
 
-    fn put_in_force(&self, config: Config, serving: &Serving) -> bool {
-        let Serving { settings, tls, gate, lanes, recipients } = serving;
+    /// Prepares a configuration: the authorities of the platform are read here too.
+    fn prepare(&self, mut config: Config, serving: &Serving) -> What {
         // What is in force goes without a queue, and cannot serve a webhook that needs one.
         if self.queue.is_none() && config.webhooks.iter().any(|webhook| needs_queue(&webhook.settings)) {
-            error!(
-                "the new configuration needs a restart: several destinations, `order` and `coalesce` need the queue"
+            return What::Unfit(
+                "it needs a restart: several destinations, `order` and `coalesce` need the queue".into(),
             );
-            return false;
         }
-        let restart = self.restart_for(settings, tls.is_some(), &config);
-        let old = gate.routes.load_full();
-        let webhooks = config.webhooks.into_iter().map(|webhook| webhook.settings);
-        let routes = routes(webhooks, &gate.metrics, *lanes, &old).and_then(|routes| {
-            if let (Some(tls), Some(new)) = (tls, &config.tls) {
-                tls.replace(&new.identity)?;
+        let webhooks = std::mem::take(&mut config.webhooks).into_iter().map(|webhook| webhook.settings);
+        match routes(webhooks, &serving.gate.metrics, serving.lanes, &serving.gate.routes.load_full()) {
+            Ok(routes) => What::Good(Box::new(config), routes),
+            Err(error) => What::Unfit(error.to_string()),
+        }
+    }
+
+    /// Puts what was read in force, or leaves what is.
+    fn take(&self, serving: &Serving, watch: &mut Watch, what: What) {
+        let wrong = |error: &dyn fmt::Display| error!(%error, "the new configuration is wrong");
+        let done = match what {
+            What::Moving => {
+                info!("the configuration's files are changing: it is reloaded when they have come to rest");
+                return;
             }
-            Ok(routes)
-        });
-        let routes = match routes {
-            Ok(routes) => routes,
-            Err(error) => {
-                error!(%error, "the new configuration is wrong");
-                return false;
+            What::Wrong(report) => {
+                for mistake in report.mistakes() {
+                    error!(mistake = %mistake, "the new configuration is wrong");
+                }
+                false
             }
+            What::Unfit(error) => {
+                wrong(&error);
+                false
+            }
+            What::Good(config, routes) => match replace_identity(serving.tls.as_ref(), &config) {
+                Ok(()) => {
+                    watch.only(&config.files);
+                    self.put_in_force(*config, routes, serving);
+                    true
+                }
+                Err(error) => {
+                    wrong(&error);
+                    false
+                }
+            },
         };
-        if let Some(log) = &self.log {
-            log.set_level(&config.log.level);
+        if !done {
+            error!("the configuration was not reloaded: the old one stays in force");
         }
-        self.tell(config.warnings, restart);
+        serving.gate.metrics.reload(done);
+    }
+
+    fn put_in_force(&self, config: Config, routes: Routes, serving: &Serving) {
+        let Serving { settings, tls, gate, recipients, .. } = serving;
+        let restart = self.restart_for(settings, tls.is_some(), &config);
+        let ruled = self.log.as_ref().is_some_and(|log| !log.set_level(&config.log.level));
+        let changed = self.tell(config.warnings, restart, config.fingerprints);
+        if ruled && changed.iter().any(|key| key == "log.level") {
+            warn!("`log.level` has no effect as long as RUST_LOG is set");
+        }
+        tell_expiries(&routes, &gate.metrics);
         let routes = Arc::new(routes);
         gate.routes.store(Arc::clone(&routes));
         if let Some(recipients) = recipients {
             recipients.send_replace(queue::recipients(&routes));
         }
-        true
+        info!(changed = list(&changed), config.digest = config.digest, "the configuration was reloaded");
     }
 
     /// The keys whose new values wait for a restart.
@@ -210,6 +256,7 @@ impl Source {
         let server::Settings {
             listen,
             listen_mode,
+            trusted_proxies,
             max_body,
             max_header,
             max_connections,
@@ -222,6 +269,7 @@ impl Source {
         [
             ("server.listen", *listen != old.listen),
             ("server.listen_mode", *listen_mode != old.listen_mode),
+            ("server.trusted_proxies", *trusted_proxies != old.trusted_proxies),
             ("server.tls", config.tls.is_some() != tls),
             ("server.max_body", *max_body != old.max_body),
             ("server.max_header", *max_header != old.max_header),
@@ -241,8 +289,8 @@ impl Source {
         .collect()
     }
 
-    /// Says what is to be warned of and what waits for a restart, as far as it was not said before.
-    fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>) {
+    /// Says what to look at and what waits for a restart, as far as it was not said before. The keys that have changed.
+    fn tell(&self, warnings: Vec<Mistake>, restart: Vec<&'static str>, keys: Fingerprints) -> Vec<String> {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in &warnings {
             // Where in the file it stands may have moved.
@@ -256,7 +304,19 @@ impl Source {
                 "changed keys need a restart: the old values stay in force until then"
             );
         }
-        *told = Told { warnings, restart };
+        let changed = told.keys.changed(&keys);
+        *told = Told { warnings, restart, keys };
+        changed
+    }
+}
+
+/// Names of keys in a row, as many as fit into a line.
+fn list(keys: &[String]) -> String {
+    const MOST: usize = 20;
+    match keys.get(..MOST) {
+        _ if keys.is_empty() => "nothing".into(),
+        Some(first) if keys.len() > MOST => format!("{} and {} more", first.join(", "), keys.len() - MOST),
+        _ => keys.join(", "),
     }
 }
 
@@ -298,18 +358,21 @@ fn changed_of_queue(old: Option<&config::Queue>, new: Option<&config::Queue>) ->
     keys
 }
 
-/// Does work that may take long, or for ever, away from the threads that serve.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, result) = oneshot::channel();
-    let thread = thread::Builder::new().name("reload".into()).spawn(move || drop(done.send(work())));
-    match thread {
-        // The end of the service does not wait for it.
-        Ok(_thread) => result.await.ok(),
-        Err(error) => {
-            error!(%error, "cannot start a thread");
-            None
-        }
+/// Shows senders the certificate of the new configuration, where there is one.
+fn replace_identity(tls: Option<&server_tls::Tls>, config: &Config) -> Result<(), rustls::Error> {
+    match (tls, &config.tls) {
+        (Some(tls), Some(new)) => tls.replace(&new.identity),
+        _ => Ok(()),
     }
+}
+
+/// Says in the metrics when the secrets in force expire.
+pub(super) fn tell_expiries(routes: &Routes, metrics: &Metrics) {
+    let secrets = routes.webhooks().flat_map(|webhook| {
+        let keys = webhook.verifier.keys().iter();
+        keys.filter_map(|key| Some((webhook.name.as_str(), key.name(), key.expires()?)))
+    });
+    metrics.secrets_expire(secrets);
 }
 
 /// Prepares the webhooks of a configuration. What of the `old` ones did not change keeps its open connections.
@@ -332,7 +395,12 @@ pub(super) fn routes(
             let destinations = destinations.collect::<Result<_, BuildError>>()?;
             let secrets = settings.verifier.keys().iter().map(|key| key.name());
             let webhook = Webhook {
-                metrics: metrics.webhook(&settings.name, Outcome::all().map(Outcome::label), secrets),
+                metrics: metrics.webhook(
+                    &settings.name,
+                    Outcome::all().map(Outcome::label),
+                    Webhook::event_labels(),
+                    secrets,
+                ),
                 name: settings.name,
                 verifier: settings.verifier,
                 filter: settings.filter,

@@ -2,11 +2,16 @@
 //!
 //! It looks at them once a second. That needs no help of the kernel, and it sees what a watch on a path misses:
 //! Kubernetes exchanges mounted files by a symlink two folders up, and some file systems send no events at all.
+//! A look at a file system that is gone does not end, so that the threads that serve do not look themselves: see [`Aside`].
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::aside::{Aside, NotDone};
 use crate::config::Look;
 
 /// How often files are looked at. A change is acted on after two looks, well within five seconds.
@@ -20,8 +25,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new(files: Vec<PathBuf>) -> Self {
-        let seen = look(&files);
+    pub(super) fn new(files: Vec<PathBuf>, tell: &dyn Fn(&Path)) -> Self {
+        let seen = look(&files, tell);
         Self { files, seen }
     }
 
@@ -35,8 +40,8 @@ impl Watch {
     }
 
     /// Whether the files look as they did, and all of these are among them.
-    pub(super) fn stood_still(&self, files: &[PathBuf]) -> bool {
-        files.iter().all(|file| self.files.contains(file)) && look(&self.files) == self.seen
+    pub(super) fn stood_still(&self, files: &[PathBuf], tell: &dyn Fn(&Path)) -> bool {
+        files.iter().all(|file| self.files.contains(file)) && look(&self.files, tell) == self.seen
     }
 
     /// Its files and these.
@@ -55,18 +60,26 @@ impl Watch {
 
     /// Waits until the files have changed, and have not changed again for a second: whoever writes them may not
     /// have finished.
-    pub(super) async fn changed(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// They cannot be looked at. As long as that is so, nobody else tries.
+    pub(super) async fn changed(&mut self, aside: &Aside) -> Result<(), NotDone> {
         let mut ticks = interval(EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut before = None;
         loop {
             ticks.tick().await;
-            let now = look(&self.files);
+            if aside.away() > 0 {
+                continue;
+            }
+            let files = self.files.clone();
+            let now = aside.run(move |progress| look(&files, &|file| progress.at(file))).await?;
             if now == self.seen {
                 before = None;
             } else if before.as_ref() == Some(&now) {
                 self.seen = now;
-                return;
+                return Ok(());
             } else {
                 before = Some(now);
             }
@@ -74,8 +87,12 @@ impl Watch {
     }
 }
 
-fn look(files: &[PathBuf]) -> Vec<Look> {
-    files.iter().map(|file| Look::at(file)).collect()
+fn look(files: &[PathBuf], tell: &dyn Fn(&Path)) -> Vec<Look> {
+    let look = |file: &PathBuf| {
+        tell(file);
+        Look::at(file)
+    };
+    files.iter().map(look).collect()
 }
 
 #[cfg(test)]
@@ -106,21 +123,21 @@ mod tests {
         let (one, two) = (folder.0.join("one"), folder.0.join("two"));
         fs::write(&one, "1").unwrap();
         let both = vec![one.clone(), two.clone()];
-        let watch = Watch::new(both.clone());
-        assert!(watch.stood_still(&both));
-        assert!(watch.stood_still(&both[..1]));
-        assert!(!watch.stood_still(&[folder.0.join("three")]));
+        let watch = Watch::new(both.clone(), &|_| {});
+        assert!(watch.stood_still(&both, &|_| {}));
+        assert!(watch.stood_still(&both[..1], &|_| {}));
+        assert!(!watch.stood_still(&[folder.0.join("three")], &|_| {}));
         // It appears.
         fs::write(&two, "2").unwrap();
-        assert!(!watch.stood_still(&both));
+        assert!(!watch.stood_still(&both, &|_| {}));
         // It is replaced by one of the same size.
-        let watch = Watch::new(both.clone());
+        let watch = Watch::new(both.clone(), &|_| {});
         fs::write(folder.0.join("new"), "3").unwrap();
         fs::rename(folder.0.join("new"), &two).unwrap();
-        assert!(!watch.stood_still(&both));
-        let watch = Watch::new(both.clone());
+        assert!(!watch.stood_still(&both, &|_| {}));
+        let watch = Watch::new(both.clone(), &|_| {});
         fs::remove_file(&one).unwrap();
-        assert!(!watch.stood_still(&both));
+        assert!(!watch.stood_still(&both, &|_| {}));
     }
 
     #[test]
@@ -133,16 +150,16 @@ mod tests {
         symlink("..1", folder.0.join("..data")).unwrap();
         symlink("..data/secret", folder.0.join("secret")).unwrap();
         let files = vec![folder.0.join("secret")];
-        let watch = Watch::new(files.clone());
+        let watch = Watch::new(files.clone(), &|_| {});
         symlink("..2", folder.0.join("..tmp")).unwrap();
         fs::rename(folder.0.join("..tmp"), folder.0.join("..data")).unwrap();
-        assert!(!watch.stood_still(&files));
+        assert!(!watch.stood_still(&files, &|_| {}));
     }
 
     #[test]
     fn files_are_added_once_and_left_out_with_their_looks() {
         let files: Vec<_> = ["/a", "/b"].map(PathBuf::from).into();
-        let mut watch = Watch::new(files.clone());
+        let mut watch = Watch::new(files.clone(), &|_| {});
         watch.only(&[PathBuf::from("/b"), PathBuf::from("/c")]);
         assert_eq!((watch.files(), watch.seen.len()), (&files[1..], 1));
         assert_eq!(watch.and(&files), ["/b", "/a"].map(PathBuf::from));

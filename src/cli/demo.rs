@@ -301,6 +301,8 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
     };
     let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     Ok(Config {
+        digest: String::new(),
+        fingerprints: config::Fingerprints::default(),
         server: server::Settings { listen: Address::Tcp(loopback), ..server::Settings::default() },
         tls: None,
         ops: ops::Settings { listen: loopback },

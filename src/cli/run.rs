@@ -46,10 +46,15 @@ pub(super) fn run(args: &Args, _: &mut Out<impl Write>) -> Result<Ended, Failure
         app::signals().map_err(|error| failed("signals cannot be watched", error))?
     };
 
-    let (sink, flush) =
-        Sink::try_new(io::stdout()).map_err(|error| failed("the log does not start", error))?;
-    let (subscriber, control) = log::subscriber(&config.log, config::rust_log().as_deref(), sink);
+    let (sink, flush) = Sink::try_new(io::stdout(), config.log.format)
+        .map_err(|error| failed("the log does not start", error))?;
+    let rust_log = config::rust_log();
+    let (subscriber, control) = log::subscriber(&config.log, rust_log.as_deref(), sink);
     subscriber::set_global_default(subscriber).map_err(|error| Failure::Failed(error.to_string()))?;
+    app::tell_start(&config);
+    if let Some(rust_log) = &rust_log {
+        log::tell_rust_log(rust_log);
+    }
     match private {
         Ok(()) => debug!("core dumps are off, and only root can trace this process or read its environment"),
         Err(error) => warn!(%error, "core dumps cannot be turned off: one would hold the secrets"),

@@ -100,7 +100,7 @@ fn read<T>(
 ) -> Option<(PathBuf, T)> {
     item.context.name_file(path);
     let mistake = |text: &dyn Display| item.mistake(text);
-    match item.context.patience.read(path, MAX_PEM) {
+    match item.context.read(path, MAX_PEM) {
         Ok(content) => {
             warn_of_mode(item, path, content.mode, private);
             match odd_text(&content.bytes) {

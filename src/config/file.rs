@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use tracing_subscriber::EnvFilter;
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
 };
 use crate::{
     delivery::{dedupe, worker},
-    ingress::{listener::Address, server},
+    ingress::{TrustedProxies, listener::Address, server},
     ops::{self, log},
     tls::Identity,
 };
@@ -113,6 +114,7 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
     let settings = server::Settings {
         listen: table.read("listen", default.listen, listen),
         listen_mode: table.read("listen_mode", default.listen_mode, listen_mode),
+        trusted_proxies: table.read("trusted_proxies", default.trusted_proxies, networks),
         max_body: table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY)),
         max_header: table.read("max_header", default.max_header, |item| item.size(1 << 10..=1 << 20)),
         max_connections: table
@@ -175,6 +177,29 @@ fn check_listeners(root: &Table<'_>, server: &Address, ops: SocketAddr) {
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let whole = |address: IpAddr| address.is_unspecified();
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || whole(a.ip()) || whole(b.ip()))
+}
+
+/// The networks of proxies. An empty list is none.
+fn networks(item: &Item<'_>) -> Option<TrustedProxies> {
+    const EXAMPLE: &str = "[\"10.0.0.0/8\"]";
+    if item.value.as_array().is_some_and(|list| list.is_empty()) {
+        return Some(TrustedProxies::default());
+    }
+    let networks = item.texts(EXAMPLE)?.into_iter().map(|(item, text)| {
+        let host = text.parse::<IpAddr>().map(IpNet::from);
+        let Ok(network) = host.or_else(|_| text.parse::<IpNet>()) else {
+            item.mistake(format_args!(
+                "`{text}` is not a network: write an address, or one with the length of its prefix such as \"10.0.0.0/8\""
+            ));
+            return None;
+        };
+        if network.trunc() != network {
+            item.mistake(format_args!("`{text}` has more digits than its prefix: write \"{}\"", network.trunc()));
+            return None;
+        }
+        Some(network)
+    });
+    networks.collect::<Vec<_>>().into_iter().collect::<Option<Vec<_>>>().map(TrustedProxies::new)
 }
 
 /// An address to listen on: `IP:PORT` or `unix:/PATH`.

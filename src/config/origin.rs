@@ -156,7 +156,7 @@ impl Source {
         let bytes = match self {
             Self::Env(name) => bytes_of_variable(name, (item.context.variable)(name))?,
             Self::File(path) => {
-                let Content { bytes, mode } = item.context.patience.read(path, MAX_VALUE)?;
+                let Content { bytes, mode } = item.context.read(path, MAX_VALUE)?;
                 warn_of_mode(item, path, mode, true);
                 bytes
             }

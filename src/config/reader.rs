@@ -17,11 +17,12 @@ use std::{
 use toml::de::{DeTable, DeValue};
 
 use super::{
+    fingerprint::{self, Contents},
     look::Look,
     report::{Mistake, Place, quoted, short},
     units::{parse_duration, parse_size, show_duration, show_size},
 };
-use crate::files::Patience;
+use crate::files::{Content, Patience, ReadError};
 
 /// What a file is read with: where mistakes are collected, and what the file is read against.
 pub(super) struct Context<'c> {
@@ -37,6 +38,7 @@ pub(super) struct Context<'c> {
     warnings: RefCell<Vec<Mistake>>,
     files: RefCell<Vec<PathBuf>>,
     looks: RefCell<Vec<Look>>,
+    contents: RefCell<Contents>,
 }
 
 /// What was collected while a file was read.
@@ -49,6 +51,8 @@ pub(super) struct Findings {
     pub(super) files: Vec<PathBuf>,
     /// How each of them looked before it was read.
     pub(super) looks: Vec<Look>,
+    /// What was in those that were read.
+    pub(super) contents: Contents,
 }
 
 impl<'c> Context<'c> {
@@ -59,8 +63,8 @@ impl<'c> Context<'c> {
         variable: &'c dyn Fn(&str) -> Option<OsString>,
         patience: &'c Patience,
     ) -> Self {
-        let (mistakes, warnings, files, looks) = Default::default();
-        Self { file, text, now, variable, patience, mistakes, warnings, files, looks }
+        let (mistakes, warnings, files, looks, contents) = Default::default();
+        Self { file, text, now, variable, patience, mistakes, warnings, files, looks, contents }
     }
 
     /// Notes what is wrong at a byte offset.
@@ -101,12 +105,20 @@ impl<'c> Context<'c> {
         }
     }
 
+    /// Reads a file that was named.
+    pub(super) fn read(&self, path: &Path, limit: usize) -> Result<Content, ReadError> {
+        let read = self.patience.read(path, limit)?;
+        self.contents.borrow_mut().insert(path.to_owned(), fingerprint::content(&read.bytes));
+        Ok(read)
+    }
+
     pub(super) fn finish(self) -> Findings {
         Findings {
             mistakes: self.mistakes.into_inner(),
             warnings: self.warnings.into_inner(),
             files: self.files.into_inner(),
             looks: self.looks.into_inner(),
+            contents: self.contents.into_inner(),
         }
     }
 }

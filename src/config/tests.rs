@@ -23,7 +23,7 @@ use crate::{
         worker,
     },
     files::ReadError,
-    ingress::listener,
+    ingress::{TrustedProxies, listener},
     webhook::{
         event::{EVENTS, Group, KINDS},
         filter::KindCheck,
@@ -143,6 +143,9 @@ fn every_key_is_read() {
     let server = server::Settings {
         listen: listener::Address::Tcp("127.0.0.1:1".parse().unwrap()),
         listen_mode: 0o600,
+        trusted_proxies: TrustedProxies::new(
+            ["10.0.0.0/8", "fd00::1/128"].map(|network| network.parse().unwrap()),
+        ),
         max_body: 2 << 20,
         max_header: 32 << 10,
         max_connections: 7,
@@ -193,6 +196,34 @@ fn every_key_is_read() {
         !printed.contains("pulumi-webhook-test-secret") && !printed.contains("upstream-token"),
         "{printed}"
     );
+}
+
+#[test]
+fn networks_of_proxies() {
+    for (list, what) in [
+        ("[\"10.0.0.1/8\"]", Some("`10.0.0.1/8` has more digits than its prefix: write \"10.0.0.0/8\"")),
+        (
+            "[\"10.0.0.0/33\"]",
+            Some(
+                "`10.0.0.0/33` is not a network: write an address, or one with the length of its prefix such as \"10.0.0.0/8\"",
+            ),
+        ),
+        (
+            "[\"ingress\"]",
+            Some(
+                "`ingress` is not a network: write an address, or one with the length of its prefix such as \"10.0.0.0/8\"",
+            ),
+        ),
+        ("\"10.0.0.0/8\"", Some("must be a list: write [\"10.0.0.0/8\"]")),
+        ("[\"10.0.0.0/8\", \"192.0.2.1\", \"2001:db8::/32\", \"::1\"]", None),
+        ("[]", None),
+    ] {
+        let found = mistakes(&with(&format!("server.trusted_proxies = {list}")));
+        assert_eq!(found.len(), usize::from(what.is_some()), "{found:?}");
+        for (found, what) in found.iter().zip(what) {
+            assert!(found.contains(what), "{found}");
+        }
+    }
 }
 
 #[test]
@@ -336,7 +367,7 @@ fn no_key_takes_a_value_of_another_type() {
     let keys = ["everything", "queue", "nats"].map(|name| {
         keys_that_take_no_other_type(&Path::new(FOLDER).join("valid").join(name).with_extension("toml"))
     });
-    assert_eq!(keys, [32, 20, 10]);
+    assert_eq!(keys, [33, 20, 10]);
 }
 
 /// How many they are.
@@ -349,6 +380,10 @@ fn keys_that_take_no_other_type(path: &Path) -> usize {
         for value in ["{}", "[]", "1.5", "-1", "07:32:00", "\"\"", "true", "[[{}]]", "{ x = 1 }"] {
             // An empty table of headers adds none, and one of backoffs leaves the defaults.
             if ["headers", "backoff"].contains(&key) && value == "{}" {
+                continue;
+            }
+            // An empty list of proxies is the default.
+            if key == "trusted_proxies" && value == "[]" {
                 continue;
             }
             let changed: Vec<_> = good
@@ -476,7 +511,7 @@ fn the_example_holds_every_key_at_its_default() {
             None => line,
         })
         .collect();
-    assert_eq!(uncommented, 19);
+    assert_eq!(uncommented, 20);
     let [short, whole] = [example.as_str(), &whole.join("\n")].map(|text| {
         let config = parse(text).unwrap_or_else(|report| panic!("{report}"));
         assert_eq!(config.server, server::Settings::default());

@@ -140,7 +140,7 @@ pub(super) fn tables<'c>(
 
 /// The name of a webhook: the given one, or the one that its path makes. `None` where either is wrong, `Err` where the
 /// path makes none.
-fn name_of(table: &DeTable<'_>) -> Option<Result<String, &'static str>> {
+pub(super) fn name_of(table: &DeTable<'_>) -> Option<Result<String, &'static str>> {
     if let Some(written) = table.get("name") {
         let written = written.get_ref().as_str().filter(|name| is_label(name) && *name != NO_WEBHOOK)?;
         return Some(Ok(written.to_owned()));

@@ -25,6 +25,7 @@ use super::{
     queue::{Queue, Recipient},
 };
 use crate::ops::{health::Readiness, metrics::Metrics};
+pub use condition::set_gauges;
 use condition::trouble;
 use line::Line;
 

@@ -14,22 +14,23 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{
-    Method, Request, Response, StatusCode, Version,
+    Method, Request, Response, Version,
     body::{Body, Incoming},
     header::{HeaderValue, USER_AGENT},
     http::{request::Parts, uri::Authority},
 };
 use tokio::time::Instant;
-use tracing::{Level, enabled, info, warn};
+use tracing::{info, warn};
 
 use super::{
-    Shared,
+    Shared, TrustedProxies,
     body::{self, Budget, Held},
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
     server::{Handler, Peer},
     trace::Trace,
+    trail::{Trail, saw, saw_tag},
     unreadable::Unreadable,
 };
 use crate::{
@@ -39,12 +40,12 @@ use crate::{
         dispatch::{Dispatch, Dispatched},
     },
     ops::{
-        log::{Limiter, milliseconds},
+        log::{Limiter, STRANGERS},
         metrics::{ForWebhook, Metrics},
     },
     upstream::Failure,
     webhook::{
-        filter::Verdict,
+        filter::{Unwanted, Verdict},
         headers::{DeliveryId, EventKind},
         media_type::MediaType,
         payload::{Agreement, Delivery},
@@ -74,25 +75,14 @@ pub struct Gate {
     pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Arc<TrustedProxies>,
     /// Limits the lines that strangers cause.
     pub strangers: Arc<Limiter>,
     /// What requests to a path that is not configured count.
     pub unrouted: Arc<ForWebhook>,
     /// Which thread this is: see [`crate::upstream::Upstream::new`].
     pub lane: usize,
-}
-
-/// What is known of a request, for its line in the log.
-#[derive(Default)]
-struct Trail<'r> {
-    webhook: Option<&'r Webhook>,
-    id: Option<&'r str>,
-    kind: Option<&'r str>,
-    event: Option<&'r str>,
-    upstream_status: Option<StatusCode>,
-    reason: Option<Reason>,
-    /// The body was read to its end.
-    body_read: bool,
 }
 
 impl Handler for Gate {
@@ -144,7 +134,7 @@ impl Handler for Gate {
             .webhook
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
             .request(answer.outcome.index(), duration);
-        trail.log(&answer, connection, duration);
+        trail.log(self, &head, &routes, &answer, connection, duration);
         answer.into_response(head.headers)
     }
 
@@ -165,6 +155,7 @@ impl Handler for Gate {
         if self.strangers.admits("unreadable") {
             let address = peer.map(|peer| peer.to_string());
             info!(
+                target: STRANGERS,
                 looks_like = what.label(),
                 client.address = address,
                 reason = about,
@@ -225,6 +216,7 @@ impl Gate {
         };
         webhook.metrics.secret_used(verified.key(), now);
         connection.is_proven();
+        trail.signed = true;
 
         // Identify.
         let (id_header, kind_header) = read_identity(&headers)?;
@@ -237,22 +229,31 @@ impl Gate {
         };
         trail.kind = Some(kind.as_str());
         let trace = Trace::of(headers.traceparent, id.as_str());
+        trail.trace = Some(trace);
         if trace.is_ours() {
             return Err(Rejection::LoopDetected.because(LOOP));
         }
         let delivery = Delivery::identify(&verified, id, kind)
             .map_err(|error| Refusal { rejection: Rejection::BadPayload, reason: Reason::Payload(error) })?;
         let event = delivery.event();
+        webhook.metrics.event(Webhook::event_number(&delivery));
         trail.event = Some(event.map_or(kind.as_str(), |event| event.name));
 
         // Filter.
         match webhook.filter.judge(&delivery) {
             Verdict::Forward if webhook.destinations.iter().any(|to| to.wants(&delivery)) => {}
             Verdict::Forward => {
+                trail.filtered = Some(("destination.events", saw(trail.event, "")));
                 trail.reason = Some(Reason::Said("the event is among no destination's `events`"));
                 return Ok(Answer::done(Outcome::Filtered));
             }
             Verdict::Ignore(unwanted) => {
+                trail.filtered = Some(match unwanted {
+                    Unwanted::Misfit => ("events", saw(Some(kind.as_str()), "")),
+                    Unwanted::Event => ("events", saw(trail.event, "")),
+                    Unwanted::Environment => ("environments", saw(environment(&delivery), "no environment")),
+                    Unwanted::Tag => ("tags", saw_tag(delivery.tag())),
+                });
                 trail.reason = Some(Reason::Said(unwanted.reason()));
                 return Ok(Answer::done(Outcome::Filtered));
             }
@@ -264,13 +265,15 @@ impl Gate {
                 });
             }
             Verdict::WrongOrganization => {
+                trail.filtered = Some(("organization", saw(delivery.organization(), "no organization")));
                 return Err(
                     Rejection::WrongOrganization.because("the payload names another organization, or none")
                 );
             }
         }
         if let Agreement::Differs(mismatch) = delivery.agreement {
-            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(), %mismatch,
+            warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(),
+                trace_id = trace.id(), %mismatch,
                 "the payload does not fit its kind, forwarding all the same");
         }
 
@@ -287,9 +290,16 @@ impl Gate {
         };
         let dispatched =
             self.dispatch.dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, self.lane).await;
+        if let Dispatched::Tried(attempt::Outcome::Declined(_) | attempt::Outcome::Failed(_)) = &dispatched {
+            trail.destination = webhook.destinations.first().map(|destination| destination.name.as_str());
+        }
         match dispatched {
             Dispatched::Tried(attempt::Outcome::Delivered(reply) | attempt::Outcome::Declined(reply)) => {
                 trail.upstream_status = Some(reply.status);
+                if trail.destination.is_some() {
+                    trail.reason =
+                        Some(Reason::Said("the destination answered with another status than 2xx"));
+                }
                 Ok(Answer::relay(reply))
             }
             Dispatched::Tried(attempt::Outcome::Failed(error)) => Err(Refusal {
@@ -324,6 +334,11 @@ impl Gate {
                 .because("another body came under this ID within `dedupe.window`, or waits in the queue")),
         }
     }
+}
+
+/// The environment as `environments` has it.
+fn environment(delivery: &Delivery<'_>) -> Option<String> {
+    delivery.environment().map(|(project, name)| format!("{project}/{name}"))
 }
 
 /// What the log says of a request that hookgate sent itself.
@@ -427,39 +442,6 @@ fn read_identity<'h>(headers: &Headers<'h>) -> Result<(&'h HeaderValue, &'h Head
         }
         (Header::Absent, _) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-ID")),
         (_, Header::Absent) => Err(Rejection::MissingHeader.because("no Pulumi-Webhook-Kind")),
-    }
-}
-
-impl Trail<'_> {
-    /// The one line of a request: what came, what became of it, and why.
-    fn log(&self, answer: &Answer, connection: &Shared, duration: Duration) {
-        let refused = matches!(answer.outcome, Outcome::Refused(_));
-        if !if refused { enabled!(Level::WARN) } else { enabled!(Level::INFO) } {
-            return;
-        }
-        let reason = self.reason.as_ref().map(Reason::text);
-        macro_rules! line {
-            ($level:ident, $message:literal) => {
-                $level!(
-                    webhook = self.webhook.map(|webhook| webhook.name.as_str()),
-                    delivery.id = self.id,
-                    event.kind = self.kind,
-                    event = self.event,
-                    outcome = answer.outcome.label(),
-                    status = answer.status.as_u16(),
-                    upstream.status = self.upstream_status.map(|status| status.as_u16()),
-                    duration_ms = milliseconds(duration),
-                    client.address = connection.client_address(),
-                    reason = reason.as_deref(),
-                    $message
-                )
-            };
-        }
-        if refused {
-            line!(warn, "refused");
-        } else {
-            line!(info, "delivery");
-        }
     }
 }
 

@@ -5,7 +5,12 @@ use std::{collections::HashMap, sync::Arc};
 use crate::{
     delivery::destination::{self, Destination},
     ops::metrics::ForWebhook,
-    webhook::{filter::Filter, signature::Verifier},
+    webhook::{
+        event::{EVENTS, PING},
+        filter::Filter,
+        payload::Delivery,
+        signature::Verifier,
+    },
 };
 
 /// One configured `[[webhook]]`.
@@ -38,6 +43,24 @@ pub struct Webhook {
     pub metrics: ForWebhook,
 }
 
+/// As much of a wrong path is compared, with as many right ones: it is the sender who decides how often.
+const LONGEST_COMPARED: usize = 256;
+const MOST_COMPARED: usize = 256;
+
+impl Webhook {
+    /// What a webhook counts its deliveries by, in the order of [`Webhook::event_number`].
+    pub fn event_labels() -> impl Iterator<Item = &'static str> {
+        EVENTS.iter().map(|event| event.name).chain([PING, "other"])
+    }
+
+    /// The number of a delivery's label.
+    #[must_use]
+    pub fn event_number(delivery: &Delivery<'_>) -> usize {
+        let others = if delivery.is_ping() { EVENTS.len() } else { EVENTS.len() + 1 };
+        delivery.event_number().unwrap_or(others)
+    }
+}
+
 /// All webhooks, by their exact paths.
 #[derive(Debug, Default)]
 pub struct Routes(HashMap<String, Webhook>);
@@ -47,6 +70,22 @@ impl Routes {
     #[must_use]
     pub fn find(&self, path: &str) -> Option<&Webhook> {
         self.0.get(path)
+    }
+
+    /// The path that a wrong one was probably meant to be: one that it begins or ends with, or that begins or ends with
+    /// it, as a proxy that adds or takes away would make it; else the one with the fewest different letters.
+    #[must_use]
+    pub fn nearest(&self, path: &str) -> Option<&str> {
+        let wrong: String = path.chars().take(LONGEST_COMPARED).collect();
+        let unlike = |known: &str| {
+            let bare = known.trim_matches('/');
+            let wrong_bare = wrong.trim_matches('/');
+            let contained = !bare.is_empty()
+                && !wrong_bare.is_empty()
+                && (path.contains(known.trim_end_matches('/')) || known.contains(wrong_bare));
+            (!contained, strsim::osa_distance(&known.to_ascii_lowercase(), &wrong.to_ascii_lowercase()))
+        };
+        self.0.keys().take(MOST_COMPARED).map(String::as_str).min_by_key(|known| (unlike(known), *known))
     }
 
     /// All of them.

@@ -33,6 +33,7 @@ use super::listener::end_handshakes;
 use super::{
     connection::{Guarded, Shared},
     crowd::{Crowd, Place},
+    forwarded::TrustedProxies,
     listener::{Address, Listener, is_the_connections_own},
     tls::{Tls, explain_sender},
     unreadable::Unreadable,
@@ -45,6 +46,8 @@ pub struct Settings {
     pub listen: Address,
     /// The permissions of the unix socket.
     pub listen_mode: u32,
+    /// Whose `X-Forwarded-For` is believed, for the log.
+    pub trusted_proxies: TrustedProxies,
     /// The longest body, in bytes.
     pub max_body: usize,
     /// The longest head, in bytes.
@@ -68,6 +71,7 @@ impl Default for Settings {
         Self {
             listen: Address::Tcp(SocketAddr::from(([0, 0, 0, 0], 8080))),
             listen_mode: 0o660,
+            trusted_proxies: TrustedProxies::default(),
             max_body: 1 << 20,
             max_header: 16 << 10,
             max_connections: 1024,

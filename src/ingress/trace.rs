@@ -45,6 +45,11 @@ impl Trace {
         self.ours
     }
 
+    /// The 32 digits of the trace.
+    pub(super) fn id(&self) -> &str {
+        self.text.get(3..35).and_then(|digits| str::from_utf8(digits).ok()).unwrap_or_default()
+    }
+
     /// The header for the service.
     pub(super) fn header(&self) -> HeaderValue {
         HeaderValue::from_bytes(&self.text).expect("hex digits and hyphens are a header value")

@@ -13,6 +13,8 @@ use hyper::{
     header::{ALLOW, CONTENT_TYPE, HeaderValue},
 };
 
+use super::metrics::Form;
+
 /// Whether the service should be sent requests. Clones are handles on the same state.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness(Arc<Mutex<State>>);
@@ -117,14 +119,13 @@ impl Readiness {
     }
 }
 
-/// Answers a request to the ops listener. `metrics` writes the metrics when they are asked for.
+/// Answers a request to the ops listener. `metrics` writes the metrics when they are asked for, in the form in which they are.
 pub fn answer<B>(
     request: &Request<B>,
     readiness: &Readiness,
-    metrics: impl FnOnce() -> String,
+    metrics: impl FnOnce(Form) -> String,
 ) -> Response<Full<Bytes>> {
     const TEXT: &str = "text/plain; charset=utf-8";
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     let known = matches!(request.uri().path(), "/healthz" | "/livez" | "/readyz" | "/metrics");
     if known && !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, TEXT, "method not allowed\n".into());
@@ -137,7 +138,10 @@ pub fn answer<B>(
             let (status, text) = readiness.tell();
             plain(status, TEXT, text)
         }
-        "/metrics" => plain(StatusCode::OK, OPEN_METRICS, metrics()),
+        "/metrics" => {
+            let form = Form::asked(request.headers());
+            plain(StatusCode::OK, form.media_type(), metrics(form))
+        }
         _ => plain(StatusCode::NOT_FOUND, TEXT, "not found: see /healthz, /readyz, /metrics\n".into()),
     }
 }

@@ -3,17 +3,25 @@
 //! Lines go through a bounded buffer that a thread of its own writes out, so that a standard output that blocks
 //! or is closed never holds up the service. What does not fit is counted and said when there is room again.
 
+mod filter;
 mod json;
 mod limit;
+mod shown;
 mod sink;
 
 use std::{fmt, time::Duration};
 
 use tracing::Subscriber;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, registry, reload};
+use tracing_subscriber::{Layer, layer::SubscriberExt, registry, reload};
 
+pub use filter::{leaves_nothing, tell_rust_log};
 pub use limit::Limiter;
+pub use shown::shown;
 pub use sink::{Flush, Sink};
+
+/// The target of lines that strangers cause, which is anybody who can connect. When lines have to wait, they leave room
+/// for others.
+pub const STRANGERS: &str = "hookgate::strangers";
 
 /// `[log]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +49,13 @@ impl Default for Settings {
 }
 
 /// Changes the level of a log that is running.
-pub struct Control(Box<dyn Fn(&str) + Send + Sync>);
+pub struct Control(Box<dyn Fn(&str) -> bool + Send + Sync>);
 
 impl Control {
-    /// Takes another level, unless `RUST_LOG` rules.
-    pub fn set_level(&self, level: &str) {
-        self.0(level);
+    /// Takes another level, unless `RUST_LOG` rules. Whether it did.
+    #[must_use]
+    pub fn set_level(&self, level: &str) -> bool {
+        self.0(level)
     }
 }
 
@@ -62,16 +71,6 @@ pub fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// What a level lets through. The client of NATS speaks of each try to connect; what there is to say of it, the queue says.
-fn filter_of(level: &str) -> EnvFilter {
-    const NATS: &str = "async_nats";
-    let filter = EnvFilter::builder().parse_lossy(level);
-    match format!("{NATS}=off").parse() {
-        Ok(off) if !level.contains(NATS) => filter.add_directive(off),
-        _ => filter,
-    }
-}
-
 /// A subscriber that writes to `sink`. `rust_log` is the content of `RUST_LOG`; it wins over the settings unless it
 /// cannot be read.
 pub fn subscriber(
@@ -79,22 +78,22 @@ pub fn subscriber(
     rust_log: Option<&str>,
     sink: Sink,
 ) -> (impl Subscriber + Send + Sync + use<>, Control) {
-    let ruled = rust_log.and_then(|directives| EnvFilter::builder().parse(directives).ok());
+    let ruled = rust_log.and_then(|directives| filter::of_rust_log(directives).ok());
     let rules = ruled.is_some();
-    let filter = ruled.unwrap_or_else(|| filter_of(&settings.level));
-    let (filter, handle) = reload::Layer::new(filter);
+    let (filter, handle) = reload::Layer::new(ruled.unwrap_or_else(|| filter::of_level(&settings.level)));
     let control = Control(Box::new(move |level| {
         if !rules {
             // It fails only when the subscriber is gone, and then there is no log to set.
-            drop(handle.reload(filter_of(level)));
+            drop(handle.reload(filter::of_level(level)));
         }
+        !rules
     }));
     let lines = match settings.format {
         Format::Json => json::Json(sink).boxed(),
         Format::Text => tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_target(false)
-            .with_writer(move || sink.clone())
+            .with_writer(sink::Lines(sink))
             .boxed(),
     };
     (registry().with(filter).with(lines), control)

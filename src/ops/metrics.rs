@@ -1,5 +1,8 @@
 //! Counters for Prometheus. Label values come from the configuration or a fixed set, never from a request.
 
+mod process;
+mod text;
+
 use std::{
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -10,6 +13,10 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
+
+pub use text::Form;
+
+use super::COMMIT;
 
 /// The `webhook` label of requests to a path that is not configured.
 pub const NO_WEBHOOK: &str = "none";
@@ -24,6 +31,9 @@ const SECONDS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
+    started: SystemTime,
+    events: Family<EventLabels, Counter>,
+    secret_expiry: Family<SecretLabels, Gauge<f64, AtomicU64>>,
     requests: Family<OutcomeLabels, Counter>,
     request_duration: Family<WebhookLabels, Histogram>,
     inflight_bytes: Gauge,
@@ -88,6 +98,12 @@ struct OutcomeLabels {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EventLabels {
+    webhook: String,
+    event: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct WebhookLabels {
     webhook: String,
 }
@@ -128,6 +144,9 @@ impl Metrics {
         let histogram: fn() -> Histogram = || Histogram::new(SECONDS);
         let mut metrics = Self {
             registry: Registry::with_prefix("hookgate"),
+            started: SystemTime::now(),
+            events: Family::default(),
+            secret_expiry: Family::default(),
             unreadable: Family::default(),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
@@ -149,6 +168,7 @@ impl Metrics {
             "From the head of a request to its answer",
             metrics.request_duration.clone(),
         );
+        registry.register("events", "Deliveries with a right signature, by event", metrics.events.clone());
         registry.register("inflight_requests", "Requests being served", metrics.inflight_requests.clone());
         registry.register("inflight_bytes", "Bytes of bodies being held", metrics.inflight_bytes.clone());
         registry.register("connections", "Open connections of senders", metrics.connections.clone());
@@ -174,6 +194,11 @@ impl Metrics {
             metrics.secret_last_used.clone(),
         );
         registry.register(
+            "secret_expiry_timestamp_seconds",
+            "From when on a secret is not in force any more",
+            metrics.secret_expiry.clone(),
+        );
+        registry.register(
             "config_last_reload_success",
             "1 while the configuration in force is that of the file; 0 after a reload that failed",
             metrics.reload_success.clone(),
@@ -187,7 +212,11 @@ impl Metrics {
         for result in RELOADS {
             metrics.reloads.get_or_create(&ReloadLabels { result }).inc_by(0);
         }
-        registry.register("build", "The program", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register(
+            "build",
+            "The program",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION")), ("commit", COMMIT)]),
+        );
         metrics
     }
 
@@ -220,24 +249,28 @@ impl Metrics {
         metrics
     }
 
-    /// The handles of a webhook, [`NO_WEBHOOK`] for none. `outcomes` are the labels in the order in which
-    /// [`ForWebhook::request`] counts them.
+    /// The handles of a webhook, [`NO_WEBHOOK`] for none. `outcomes` and `events` are the labels in the order in which
+    /// [`ForWebhook::request`] and [`ForWebhook::event`] count them.
     #[must_use]
     pub fn webhook<'s>(
         &self,
         webhook: &str,
         outcomes: impl Iterator<Item = &'static str>,
+        events: impl Iterator<Item = &'static str>,
         secrets: impl Iterator<Item = &'s str>,
     ) -> ForWebhook {
         let requests = outcomes.map(|outcome| {
             self.requests.get_or_create(&OutcomeLabels { webhook: webhook.into(), outcome }).clone()
         });
+        let events = events
+            .map(|event| self.events.get_or_create(&EventLabels { webhook: webhook.into(), event }).clone());
         let last_used = secrets.map(|secret| {
             let labels = SecretLabels { webhook: webhook.into(), secret: secret.into() };
             self.secret_last_used.get_or_create(&labels).clone()
         });
         ForWebhook {
             requests: requests.collect(),
+            events: events.collect(),
             duration: self.request_duration.get_or_create(&WebhookLabels { webhook: webhook.into() }).clone(),
             secret_last_used: last_used.collect(),
         }
@@ -296,6 +329,15 @@ impl Metrics {
         queue.dead_dropped.inc_by(dead_dropped.saturating_sub(queue.dead_dropped.get()));
     }
 
+    /// Sets when secrets expire: webhook, secret and time of each that does.
+    pub fn secrets_expire<'s>(&self, secrets: impl Iterator<Item = (&'s str, &'s str, SystemTime)>) {
+        self.secret_expiry.clear();
+        for (webhook, secret, at) in secrets {
+            let labels = SecretLabels { webhook: webhook.into(), secret: secret.into() };
+            self.secret_expiry.get_or_create(&labels).set(seconds(at));
+        }
+    }
+
     /// Counts what could not be read as a request. With 0 it is only there from then on.
     pub fn unreadable(&self, reason: &'static str, count: u64) {
         self.unreadable.get_or_create(&ReasonLabels { reason }).inc_by(count);
@@ -309,13 +351,14 @@ impl Metrics {
         self.reloads.get_or_create(&ReloadLabels { result }).inc();
     }
 
-    /// Everything in the OpenMetrics text format. `inflight_bytes` is read by the caller at this moment.
+    /// Everything in the form that was asked for. `inflight_bytes` is read by the caller at this moment.
     #[must_use]
-    pub fn text(&self, inflight_bytes: usize) -> String {
+    pub fn text(&self, form: Form, inflight_bytes: usize) -> String {
         self.inflight_bytes.set(i64::try_from(inflight_bytes).unwrap_or(i64::MAX));
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("writing to a String does not fail");
-        text
+        process::write(&mut text, self.started);
+        form.write(&text)
     }
 }
 
@@ -329,6 +372,7 @@ impl Default for Metrics {
 #[derive(Debug)]
 pub struct ForWebhook {
     requests: Vec<Counter>,
+    events: Vec<Counter>,
     duration: Histogram,
     secret_last_used: Vec<Gauge<f64, AtomicU64>>,
 }
@@ -342,10 +386,17 @@ impl ForWebhook {
         self.duration.observe(duration.as_secs_f64());
     }
 
+    /// Counts a delivery with event number `event`.
+    pub fn event(&self, event: usize) {
+        if let Some(counter) = self.events.get(event) {
+            counter.inc();
+        }
+    }
+
     /// Notes that secret number `secret` verified a delivery at `now`.
     pub fn secret_used(&self, secret: usize, now: SystemTime) {
         if let Some(gauge) = self.secret_last_used.get(secret) {
-            gauge.set(now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
+            gauge.set(seconds(now));
         }
     }
 }
@@ -380,6 +431,11 @@ impl ForDestination {
     }
 }
 
+/// Since 1970.
+fn seconds(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
 fn gauge(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
@@ -391,14 +447,23 @@ mod tests {
     #[test]
     fn names_are_those_of_the_contract() {
         let metrics = Metrics::new();
-        let webhook = metrics.webhook("esc", ["forwarded", "filtered"].into_iter(), ["new"].into_iter());
+        let webhook = metrics.webhook(
+            "esc",
+            ["forwarded", "filtered"].into_iter(),
+            ["environment", "other"].into_iter(),
+            ["new"].into_iter(),
+        );
+        webhook.event(1);
+        let ends = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        metrics.secrets_expire([("esc", "old", ends)].into_iter());
+        metrics.secrets_expire([("esc", "new", ends)].into_iter());
         webhook.request(1, Duration::from_millis(3));
         webhook.secret_used(0, UNIX_EPOCH + Duration::from_secs(1_778_653_144));
         metrics.destination("esc", "app").attempt(AttemptResult::Failed, Duration::from_millis(3));
         metrics.connections.inc();
         metrics.unreadable("http2", 1);
         metrics.unreadable("timeout", 0);
-        let text = metrics.text(7);
+        let text = metrics.text(Form::OpenMetrics, 7);
         for line in [
             r#"hookgate_requests_total{webhook="esc",outcome="filtered"} 1"#,
             r#"hookgate_requests_total{webhook="esc",outcome="forwarded"} 0"#,
@@ -412,9 +477,24 @@ mod tests {
             "hookgate_inflight_requests 0",
             "hookgate_inflight_bytes 7",
             "hookgate_connections 1",
-            concat!(r#"hookgate_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+            r#"hookgate_events_total{webhook="esc",event="other"} 1"#,
+            r#"hookgate_events_total{webhook="esc",event="environment"} 0"#,
+            r#"hookgate_secret_expiry_timestamp_seconds{webhook="esc",secret="new"} 1800000000.0"#,
+            concat!(
+                r#"hookgate_build_info{version=""#,
+                env!("CARGO_PKG_VERSION"),
+                r#"",commit="unknown"} 1"#
+            ),
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains(r#"secret="old""#), "{text}");
+        for process in
+            ["cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"]
+        {
+            let name = format!("process_{process} ");
+            let value = text.lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
+            assert!(value.is_some_and(|value| value > 0.0), "{name}: {text}");
         }
         for of_queue in ["queue", "dead", "circuit", "retry"] {
             assert!(!text.contains(&format!("hookgate_{of_queue}")), "{of_queue}: {text}");
@@ -433,7 +513,7 @@ mod tests {
         metrics.forget_destination("esc", "old");
         metrics.stock(10, 20, 3);
         metrics.stock(11, 20, 5);
-        let text = metrics.text(0);
+        let text = metrics.text(Form::Prometheus, 0);
         for line in [
             r#"hookgate_attempts_total{webhook="esc",destination="app",result="delivered"} 0"#,
             r#"hookgate_attempts_total{webhook="esc",destination="app",result="retry"} 1"#,

@@ -165,7 +165,13 @@ impl<'a> Delivery<'a> {
     /// of the claimed kind.
     #[must_use]
     pub fn event(&self) -> Option<&'static Event> {
-        self.events.iter().next()
+        self.event_number().and_then(|number| EVENTS.get(number))
+    }
+
+    /// The place of that filter in the table.
+    #[must_use]
+    pub fn event_number(&self) -> Option<usize> {
+        self.events.first()
     }
 }
 
@@ -228,6 +234,11 @@ impl EventSet {
     #[must_use]
     pub const fn intersects(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// The place of its first filter in the table.
+    fn first(self) -> Option<usize> {
+        usize::try_from(self.0.trailing_zeros()).ok().filter(|place| *place < EVENTS.len())
     }
 
     /// The filters in it, in the table's order.

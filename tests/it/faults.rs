@@ -13,7 +13,7 @@ use std::{
 
 use crate::support::{
     Address, Connection, Delivery, Hookgate, Instant, PATIENCE, Reply, SECRET, Setup, Upstream, Webhook,
-    eventually, faketime, program, signed,
+    eventually, faketime, program, sample, signed,
 };
 
 const PAUSING: &str = "cannot accept a connection, pausing";
@@ -129,14 +129,18 @@ impl Unheard {
         this
     }
 
-    /// Makes it write this many lines, and more.
+    /// Makes it write this many lines, and more: those of signed pings, of which none is left out.
     fn talk(&self, lines: usize) {
-        let request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+        self.repeat(&Delivery::of(sample("ping")).bytes(), lines, (200, "pong"));
+    }
+
+    /// Sends a request so often, in hundreds.
+    fn repeat(&self, request: &[u8], times: usize, said: (u16, &str)) {
         let mut connection = Connection::open(&self.address);
-        for _ in 0..lines / 100 {
+        for _ in 0..times / 100 {
             connection.send(&request.repeat(100));
             for _ in 0..100 {
-                connection.answer().assert_refused(404, "not_found");
+                assert_eq!(connection.answer().said(), said);
             }
         }
     }
@@ -223,8 +227,31 @@ fn a_log_that_is_read_again_says_what_it_lacks() {
         }
     }
     assert!(lacking > 0);
-    // Two say where it listens, one is that of the good delivery, and two tell the end.
-    assert_eq!(written + lacking, 10_000 + 5);
+    // One says that it starts, two where it listens, one is that of the good delivery, and two tell the end.
+    assert_eq!(written + lacking, 10_000 + 6);
+}
+
+/// However slowly the log is read, and whatever strangers do meanwhile.
+#[test]
+fn a_flood_does_not_push_out_the_lines_of_deliveries_that_wait_to_be_read() {
+    let upstream = Upstream::always(Reply::ok());
+    let mut hookgate = Unheard::start(&upstream, Stdio::piped());
+    let nowhere = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n";
+    let ids: Vec<_> = (0..20).map(|number| format!("delivery-{number}")).collect();
+    for id in &ids {
+        hookgate.repeat(nowhere, 1000, (404, "not_found"));
+        Delivery::good().id(id).send(&hookgate.address).assert_forwarded(200);
+    }
+    let mut stdout = hookgate.child.stdout.take().unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut log = String::new();
+        stdout.read_to_string(&mut log).map(|_| log)
+    });
+    hookgate.assert_well();
+    let log = reader.join().unwrap().unwrap();
+    for id in &ids {
+        assert_eq!(log.lines().filter(|line| line.contains(&format!("{id:?}"))).count(), 1, "{id}");
+    }
 }
 
 /// Starts the service in a world where files of its folder stand in the place of the system's.

@@ -1,6 +1,15 @@
 //! The ops listener: health, readiness, metrics, and nothing sensitive.
 
-use crate::support::{Connection, Delivery, Gate, Reply, SECRET, Setup, Upstream, sample};
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crate::support::{
+    Connection, Delivery, Gate, Hookgate, NatsServer, Reply, SECRET, Setup, Upstream, Webhook, eventually,
+    sample,
+};
 
 #[test]
 fn health_is_on_the_ops_listener_only() {
@@ -103,7 +112,16 @@ fn the_metrics_count_what_happened() {
     assert_eq!(metrics.value("hookgate_request_duration_seconds_count", &[("webhook", "esc")]), Some(15.0));
     assert_eq!(metrics.value("hookgate_inflight_requests", &[]), Some(0.0));
     assert_eq!(metrics.value("hookgate_inflight_bytes", &[]), Some(0.0));
-    assert_eq!(metrics.value("hookgate_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
+    let [build] = &metrics.labels("hookgate_build_info")[..] else { panic!("one build: {metrics:?}") };
+    assert_eq!(build["version"], env!("CARGO_PKG_VERSION"));
+    assert!(!build["commit"].is_empty());
+    let events = |event| metrics.value("hookgate_events_total", &[("webhook", "esc"), ("event", event)]);
+    // Whatever became of them; a kind that the payload disagrees with is not counted as what it says.
+    assert_eq!(events("environment_revision_created"), Some(6.0));
+    assert_eq!(events("stack_created"), Some(1.0));
+    assert_eq!(events("ping"), Some(1.0));
+    assert_eq!(events("other"), Some(1.0));
+    assert_eq!(events("environment_deleted"), Some(0.0));
     drop(connection);
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
 }
@@ -153,29 +171,140 @@ fn labels_come_from_the_config_or_a_fixed_set() {
     }
 }
 
+const OPEN_METRICS: &str = "application/openmetrics-text";
+
 #[test]
-fn the_metrics_are_prometheus_text() {
+fn metrics_are_written_in_the_form_that_is_asked_for() {
     let upstream = Upstream::always(Reply::ok());
     let hookgate = Setup::new(&upstream).start();
     hookgate.send(&Delivery::good()).assert_forwarded(200);
-    let answer = hookgate.ops("/metrics");
-    let media_type = answer.header("content-type").unwrap().to_owned();
-    assert!(
-        media_type.starts_with("text/plain") || media_type.starts_with("application/openmetrics-text"),
-        "{media_type}"
-    );
+    for accept in
+        ["", "*/*", "text/plain;version=0.0.4", "application/openmetrics-text;q=0.1, text/plain;q=0.2"]
+    {
+        let answer = hookgate.scrape(accept);
+        assert_eq!(
+            answer.header("content-type"),
+            Some("text/plain; version=0.0.4; charset=utf-8"),
+            "{accept}"
+        );
+        let text = answer.text();
+        for (name, kind) in [
+            ("hookgate_requests_total", "counter"),
+            ("hookgate_attempts_total", "counter"),
+            ("hookgate_events_total", "counter"),
+            ("hookgate_unreadable_total", "counter"),
+            ("hookgate_config_reloads_total", "counter"),
+            ("hookgate_build_info", "gauge"),
+            ("hookgate_request_duration_seconds", "histogram"),
+            ("hookgate_attempt_duration_seconds", "histogram"),
+            ("hookgate_inflight_requests", "gauge"),
+            ("hookgate_inflight_bytes", "gauge"),
+            ("hookgate_connections", "gauge"),
+            ("hookgate_secret_last_used_timestamp_seconds", "gauge"),
+            ("process_cpu_seconds_total", "counter"),
+            ("process_start_time_seconds", "gauge"),
+        ] {
+            assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}: {text}");
+        }
+        assert!(!text.contains("# EOF"), "{text}");
+    }
+    let answer = hookgate.scrape(&format!("text/plain;q=0.1, {OPEN_METRICS};version=1.0.0;q=0.5"));
+    let media_type = answer.header("content-type");
+    assert_eq!(media_type, Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     let text = answer.text();
-    for (name, kind) in [
-        ("hookgate_request_duration_seconds", "histogram"),
-        ("hookgate_attempt_duration_seconds", "histogram"),
-        ("hookgate_inflight_requests", "gauge"),
-        ("hookgate_inflight_bytes", "gauge"),
-        ("hookgate_connections", "gauge"),
-        ("hookgate_secret_last_used_timestamp_seconds", "gauge"),
+    assert!(text.ends_with("# EOF\n"), "{text}");
+    for line in [
+        "# TYPE hookgate_requests counter",
+        "# TYPE hookgate_build info",
+        "# TYPE process_cpu_seconds counter",
     ] {
-        assert!(text.contains(&format!("# TYPE {name} {kind}\n")), "{name}: {text}");
+        assert!(text.lines().any(|seen| seen == line), "{line}: {text}");
     }
-    for name in ["hookgate_requests", "hookgate_attempts"] {
-        assert!(text.contains(&format!("# TYPE {name}")), "{name}: {text}");
+}
+
+/// With and without a queue, and with as much in them as there can be.
+#[test]
+fn promtool_has_nothing_to_say_about_the_metrics() {
+    let upstream = Upstream::always(Reply::ok());
+    for queue in ["", "[queue]\npath = \"{dir}/queue.db\""] {
+        let hookgate = Setup::new(&upstream)
+            .section(queue)
+            .secret("{ name = \"old\", file = \"{dir}/secret\", expires = \"2099-01-01T00:00:00Z\" }")
+            .start();
+        hookgate.send(&Delivery::good());
+        hookgate.send(&Delivery::good().forged());
+        let text = hookgate.scrape("").text();
+        let labels = "{webhook=\"hook\",secret=\"old\"}";
+        assert!(
+            text.contains(&format!("hookgate_secret_expiry_timestamp_seconds{labels} 4070908800.0\n")),
+            "{text}"
+        );
+        let mut promtool = Command::new("promtool");
+        promtool
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = promtool.spawn().expect("promtool, of the Debian package prometheus");
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success() && said.is_empty(), "{}\n{text}", String::from_utf8_lossy(&said));
     }
+}
+
+#[test]
+fn the_series_of_two_scrapes_are_the_same_in_the_same_order() {
+    let upstream = Upstream::always(Reply::ok());
+    let setup = |name: &str| {
+        let mut setup = Setup::bare();
+        for number in 0..8 {
+            let webhook = Webhook::to(&upstream.url()).at(&format!("/{number}"));
+            setup = setup.with(webhook.line(&format!("name = \"{name}-{number}\"")));
+        }
+        setup.start()
+    };
+    let series = |hookgate: &Hookgate, accept: &str| {
+        let text = hookgate.scrape(accept).text();
+        text.lines().map(|line| line.rsplit_once(' ').unwrap().0.to_owned()).collect::<Vec<_>>()
+    };
+    let (one, two) = (setup("esc"), setup("esc"));
+    for accept in ["", OPEN_METRICS] {
+        let first = series(&one, accept);
+        one.send(&Delivery::good().to("/3")).assert_forwarded(200);
+        one.send(&Delivery::good().to("/other")).assert_refused(404, "not_found");
+        assert_eq!(series(&one, accept), first);
+        // Also those of another process.
+        assert_eq!(series(&two, accept), first);
+        let of_one: Vec<_> = first.iter().filter(|name| name.starts_with("hookgate_inflight")).collect();
+        assert_eq!(of_one.len(), 2);
+    }
+}
+
+/// Not at the next count, not only once a count was made.
+#[test]
+fn the_gauges_of_the_queue_are_true_from_the_first_scrape_on() {
+    let gate = Gate::new();
+    let upstream = Upstream::always(Reply::held(&gate, Reply::ok()));
+    let nats = NatsServer::start();
+    for queue in ["path = \"{dir}/queue.db\"".to_owned(), format!("store = \"nats\"\nurl = {:?}", nats.url())]
+    {
+        println!("{queue}");
+        let setup = Setup::new(&upstream).webhook("name = \"esc\"").destination("name = \"app\"");
+        let hookgate = setup.section(&format!("[queue]\n{queue}")).start();
+        eventually("the queue is there", || (hookgate.ops("/readyz").status == 200).then_some(()));
+        let both = [("webhook", "esc"), ("destination", "app")];
+        let mut waiting = 0.0;
+        for _ in 0..5 {
+            waiting += 1.0;
+            hookgate.send(&Delivery::good());
+            let metrics = hookgate.metrics();
+            assert_eq!(metrics.value("hookgate_queue_depth", &both), Some(waiting), "{metrics:?}");
+            assert!(metrics.value("hookgate_queue_oldest_seconds", &both).is_some_and(|age| age < 20.0));
+            assert_eq!(metrics.value("hookgate_dead_letters", &both), Some(0.0));
+            // A scrape has what was counted a moment ago.
+            assert!(hookgate.connect().is_quiet_for(Duration::from_millis(300)));
+        }
+    }
+    gate.open();
 }

@@ -312,6 +312,50 @@ fn a_reload_that_hangs_holds_up_neither_requests_nor_the_end() {
     assert_eq!(hookgate.wait_exit().code(), Some(0));
 }
 
+/// A secret that was withdrawn must not stay in force because what took its place for a moment cannot be read.
+#[test]
+fn a_reload_that_hangs_is_reported_and_the_next_one_happens() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream).start();
+    let secret = hookgate.dir().join("secret");
+    for (round, name) in (1_u8..).zip([NEW, "another secret, newer still"]) {
+        // Nobody ever writes to this one, nor opens it again once it is replaced.
+        let pipe = secret.with_extension("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        fs::rename(&pipe, &secret).unwrap();
+        hookgate.signal("HUP");
+        hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 0.0);
+        assert!(reloads(&hookgate, "failure") >= f64::from(round));
+        let line = hookgate.wait_for_log(|line| {
+            line["level"] == "ERROR"
+                && line["mistake"].as_str().is_some_and(|mistake| mistake.contains(secret.to_str().unwrap()))
+        });
+        assert!(line["mistake"].as_str().unwrap().contains("named pipe"), "{line}");
+        assert_eq!(hookgate.ops("/readyz").status, 200);
+        replace(&secret, name);
+        hookgate.signal("HUP");
+        hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 1.0);
+        assert!(is_in_force(&hookgate, name));
+        assert!(!is_in_force(&hookgate, SECRET));
+    }
+}
+
+/// Nobody says anything: the file has changed, and then it can be read again.
+#[test]
+fn what_hung_is_read_again_by_itself() {
+    let upstream = Upstream::always(Reply::ok());
+    let (hookgate, pipe) = with_a_pipe(&upstream);
+    hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 0.0);
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    // The thread that hangs comes back, and what it has read is thrown away.
+    drop(writer(&pipe));
+    fs::remove_file(&pipe).unwrap();
+    fs::write(&pipe, "token").unwrap();
+    hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 1.0);
+    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    assert_eq!(upstream.requests().last().unwrap().header("authorization"), Some("token"));
+}
+
 /// A request is judged by the secrets that were in force when its head was complete.
 #[test]
 fn a_request_keeps_the_secrets_it_began_with() {
@@ -482,9 +526,9 @@ fn the_log_level_changes_by_a_reload() {
     reload(&hookgate, "success");
     let silent = Delivery::good();
     hookgate.send(&silent).assert_forwarded(200);
-    hookgate.send(&Delivery::good().forged()).assert_refused(401, "bad_signature");
+    hookgate.send(&Delivery::good().body("[]")).assert_refused(422, "bad_payload");
     // The later line is there, so the earlier one is not coming.
-    hookgate.wait_for_log(|line| line["outcome"] == "bad_signature");
+    hookgate.wait_for_log(|line| line["outcome"] == "bad_payload");
     assert_eq!(lines_with(&hookgate, &id_of(&silent)), 0);
     edit(&hookgate, "level = \"warn\"", "level = \"info\"");
     reload(&hookgate, "success");
@@ -679,4 +723,41 @@ fn a_thousand_reloads_lose_and_misjudge_nothing() {
     // The connections that are kept to the service, one for each of those that sent at a time, and no others.
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
     eventually("descriptors are given back", || (hookgate.descriptors() <= before + 8).then_some(()));
+}
+
+/// The names of the keys are enough to find what somebody did, and no value is among them.
+#[test]
+fn a_reload_says_which_keys_have_changed() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = Setup::new(&upstream)
+        .webhook("name = \"esc\"")
+        .file("token", "mark-of-the-old-token")
+        .destination("name = \"app\"\nheaders = { Authorization = { file = \"{dir}/token\" } }")
+        .section("[log]\nlevel = \"info\"")
+        .start();
+    let mut reloads = 0;
+    let mut says = |changed: &str| {
+        hookgate.signal("HUP");
+        reloads += 1;
+        lines_after(&hookgate, reloads, "the configuration was reloaded");
+        let all = hookgate.log_lines();
+        let line = all.iter().rfind(|line| line.contains("the configuration was reloaded")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((&line["changed"], &line["level"]), (&changed.into(), &"INFO".into()), "{line}");
+        assert!(line["config.digest"].is_string(), "{line}");
+    };
+    says("nothing");
+    edit(&hookgate, "\"environments\"", "\"environments\", \"stacks\"");
+    edit(&hookgate, "level = \"info\"", "# A comment.\nlevel = \"debug\"");
+    says("log.level, webhook.esc.events");
+    replace(&hookgate.dir().join("secret"), NEW);
+    says("webhook.esc.secret");
+    replace(&hookgate.dir().join("token"), "mark-of-the-new-token");
+    says("webhook.esc.destination.app.headers");
+    edit(&hookgate, "name = \"esc\"", "name = \"other\"");
+    says("webhook.esc, webhook.other");
+    let log = hookgate.log_lines().join("\n");
+    for secret in [NEW, "mark-of-the"] {
+        assert!(!log.contains(secret), "{secret} in the log");
+    }
 }

@@ -18,7 +18,7 @@ use crate::{
         destination::Destination,
         queue::{Depth, Health, Recipient, Stock},
     },
-    ops::metrics::NO_WEBHOOK,
+    ops::metrics::{Metrics, NO_WEBHOOK},
 };
 
 /// How often the stock is counted, and how long counting may take.
@@ -75,7 +75,18 @@ impl Worker {
                 }
             };
             let current = Arc::clone(&recipients.borrow_and_update());
-            self.count(&stock, &current, !orphans_told);
+            for (Recipient { webhook, destination }, Depth { waiting, .. }) in
+                set_gauges(&self.metrics, &stock, &current)
+            {
+                if !orphans_told && *waiting > 0 {
+                    warn!(
+                        webhook,
+                        destination,
+                        waiting,
+                        "orphaned: these deliveries wait for a destination that is not configured"
+                    );
+                }
+            }
             orphans_told = true;
             let nearly_full = is_nearly_full(&stock);
             if nearly_full && !was_nearly_full {
@@ -85,38 +96,34 @@ impl Worker {
             was_nearly_full = nearly_full;
         }
     }
+}
 
-    /// Sets the metrics. Jobs without a recipient are counted together, since labels come from the configuration.
-    fn count(&self, stock: &Stock, recipients: &BTreeMap<Recipient, Arc<Destination>>, tell_orphans: bool) {
-        let now = SystemTime::now();
-        let age = |depth: &Depth| {
-            depth.oldest.and_then(|oldest| now.duration_since(oldest).ok()).unwrap_or_default()
-        };
-        let mut depths: HashMap<_, _> =
-            stock.depths.iter().map(|(recipient, depth)| (recipient, depth)).collect();
-        for recipient in recipients.keys() {
-            let depth = depths.remove(recipient).copied().unwrap_or_default();
-            let Recipient { webhook, destination } = recipient;
-            self.metrics.depth(webhook, destination, depth.waiting, age(&depth), depth.dead);
-        }
-        let (mut waiting, mut dead, mut oldest) = (0, 0, Duration::ZERO);
-        for (recipient, depth) in depths {
-            waiting += depth.waiting;
-            dead += depth.dead;
-            oldest = oldest.max(age(depth));
-            if tell_orphans && depth.waiting > 0 {
-                let Recipient { webhook, destination } = recipient;
-                warn!(
-                    webhook,
-                    destination,
-                    waiting = depth.waiting,
-                    "orphaned: these deliveries wait for a destination that is not configured"
-                );
-            }
-        }
-        self.metrics.depth(NO_WEBHOOK, NO_WEBHOOK, waiting, oldest, dead);
-        self.metrics.stock(stock.bytes, stock.max_bytes, stock.dead_dropped);
+/// Sets the gauges of what waits. Jobs without a recipient are counted together, since labels come from the configuration;
+/// they are returned.
+pub fn set_gauges<'s>(
+    metrics: &Metrics,
+    stock: &'s Stock,
+    recipients: &BTreeMap<Recipient, Arc<Destination>>,
+) -> HashMap<&'s Recipient, &'s Depth> {
+    let now = SystemTime::now();
+    let age =
+        |depth: &Depth| depth.oldest.and_then(|oldest| now.duration_since(oldest).ok()).unwrap_or_default();
+    let mut depths: HashMap<_, _> =
+        stock.depths.iter().map(|(recipient, depth)| (recipient, depth)).collect();
+    for recipient in recipients.keys() {
+        let depth = depths.remove(recipient).copied().unwrap_or_default();
+        let Recipient { webhook, destination } = recipient;
+        metrics.depth(webhook, destination, depth.waiting, age(&depth), depth.dead);
     }
+    let (mut waiting, mut dead, mut oldest) = (0, 0, Duration::ZERO);
+    for depth in depths.values() {
+        waiting += depth.waiting;
+        dead += depth.dead;
+        oldest = oldest.max(age(depth));
+    }
+    metrics.depth(NO_WEBHOOK, NO_WEBHOOK, waiting, oldest, dead);
+    metrics.stock(stock.bytes, stock.max_bytes, stock.dead_dropped);
+    depths
 }
 
 /// More than four fifths of what it may be.

@@ -323,6 +323,8 @@ fn log(recipient: &Recipient, job: &Job, attempt: Option<&Attempt>, verdict: Ver
                 webhook,
                 destination,
                 delivery.id = text(&job.parcel.id),
+                trace_id =
+                    text(&job.parcel.traceparent).and_then(|trace| trace.get(3..35).map(str::to_owned)),
                 event = text(&job.parcel.event),
                 attempt = attempt.map(|attempt| attempt.number),
                 outcome,

@@ -4,18 +4,19 @@
 
 use std::{
     fmt::Debug,
+    io,
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Serialize, Serializer as _};
-use serde_json::Serializer;
+use serde_json::{Serializer, ser::Formatter};
 use tracing::{
     Event, Subscriber,
     field::{Field, Visit},
 };
 use tracing_subscriber::{Layer, layer::Context};
 
-use super::Sink;
+use super::{Sink, shown::misleads, sink::Rank};
 
 /// Writes each event into the sink as a JSON object.
 pub(super) struct Json(pub(super) Sink);
@@ -33,7 +34,7 @@ impl<S: Subscriber> Layer<S> for Json {
         line.push(b'"');
         event.record(&mut Fields(&mut line));
         line.extend_from_slice(b"}\n");
-        self.0.take(&line);
+        self.0.take(&line, Rank::of(event.metadata()));
     }
 }
 
@@ -49,7 +50,8 @@ impl Fields<'_> {
 
     fn write(&mut self, field: &Field, value: &(impl Serialize + ?Sized)) {
         self.name(field);
-        value.serialize(&mut Serializer::new(&mut *self.0)).expect("a plain value is written to a Vec");
+        let mut serializer = Serializer::with_formatter(&mut *self.0, Visible);
+        value.serialize(&mut serializer).expect("a plain value is written to a Vec");
     }
 }
 
@@ -76,10 +78,42 @@ impl Visit for Fields<'_> {
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.name(field);
-        Serializer::new(&mut *self.0)
+        Serializer::with_formatter(&mut *self.0, Visible)
             .collect_str(&format_args!("{value:?}"))
             .expect("a text is written to a Vec");
     }
+}
+
+/// JSON in which every character is one that a reader sees: a line has no room for others, whoever they come from. The
+/// text is the same for whoever reads JSON.
+struct Visible;
+
+impl Formatter for Visible {
+    fn write_string_fragment<W: ?Sized + io::Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        // Control characters below a space are escaped by now.
+        if fragment.bytes().fold(true, |usual, byte| usual & (byte < 0x7f)) {
+            return writer.write_all(fragment.as_bytes());
+        }
+        let mut rest = fragment;
+        while let Some((at, character)) = rest.char_indices().find(|(_, character)| misleads(*character)) {
+            let (before, from) = rest.split_at(at);
+            writer.write_all(before.as_bytes())?;
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(writer, "\\u{unit:04x}")?;
+            }
+            rest = from.strip_prefix(character).unwrap_or_default();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+}
+
+/// Now, as lines have it.
+pub(super) fn timestamp() -> String {
+    String::from_utf8_lossy(&rfc_3339(SystemTime::now())).into_owned()
 }
 
 /// In UTC, with microseconds.
@@ -123,7 +157,7 @@ const fn date(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use std::{
-        io::{self, Write},
+        io::Write,
         sync::{Arc, Mutex},
         time::Duration,
     };
@@ -154,15 +188,16 @@ mod tests {
 
     #[test]
     fn an_event_is_one_line_that_any_reader_of_json_takes() {
-        let text = "a \"b\" \\ \n \u{1b}[31m é 🍹";
+        let text = "a \"b\" \\ \n \u{1b}[31m é 🍹 \u{7f}\u{9b}\u{202e}\u{2028}\u{e0041}";
         let written = Written::default();
-        let (sink, flush) = Sink::try_new(written.clone()).unwrap();
+        let (sink, flush) = Sink::try_new(written.clone(), crate::ops::log::Format::Json).unwrap();
         with_default(registry().with(Json(sink)), || {
             warn!(text, shown = %text, number = -5, ratio = 0.25, nothing = f64::NAN, is = true, missing = None::<u64>, "said");
         });
         flush.finish();
         let lines = String::from_utf8(written.0.lock().unwrap().clone()).unwrap();
         assert!(lines.ends_with("}\n") && lines.matches('\n').count() == 1, "{lines}");
+        assert!(!lines.trim_end().chars().any(misleads), "{lines}");
         let mut line: Value = serde_json::from_str(&lines).unwrap();
         assert!(line["timestamp"].take().as_str().is_some_and(|time| time.ends_with('Z')), "{lines}");
         let expected = json!({

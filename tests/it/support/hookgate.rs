@@ -238,6 +238,11 @@ impl Setup {
     pub(crate) fn start(self) -> Hookgate {
         Hookgate::start(self)
     }
+
+    /// Starts what does not say where it listens: on a unix socket that is known beforehand.
+    pub(crate) fn start_unheard(self) -> Hookgate {
+        Hookgate::start_unheard(self)
+    }
 }
 
 /// The running service; killed at the end of the test.
@@ -260,6 +265,17 @@ impl Hookgate {
         let mut this = Self { child, config, setup, log, errors, webhook: nowhere.clone(), ops: nowhere };
         this.webhook = this.listening("webhook");
         this.ops = this.listening("ops");
+        this
+    }
+
+    fn start_unheard(setup: Setup) -> Self {
+        let config = setup.write();
+        let (child, log, errors) = launch(&setup, &config);
+        let dir = setup.dir.path().to_str().unwrap();
+        let webhook = Address::parse(&setup.listen.replace("{dir}", dir)).expect("an address");
+        let ops = Address::Unix(PathBuf::new());
+        let this = Self { child, config, setup, log, errors, webhook, ops };
+        eventually("it listens", || this.webhook.connect().ok());
         this
     }
 
@@ -359,6 +375,15 @@ impl Hookgate {
         let mut connection = Connection::open(&self.ops);
         connection
             .send(format!("GET {path} HTTP/1.1\r\nHost: ops.test\r\nConnection: close\r\n\r\n").as_bytes());
+        connection.answer()
+    }
+
+    /// The metrics for a scraper that accepts this; `""` says nothing about it.
+    pub(crate) fn scrape(&self, accept: &str) -> Answer {
+        let accept = if accept.is_empty() { String::new() } else { format!("Accept: {accept}\r\n") };
+        let mut connection = Connection::open(&self.ops);
+        let head = format!("GET /metrics HTTP/1.1\r\nHost: ops.test\r\n{accept}Connection: close\r\n\r\n");
+        connection.send(head.as_bytes());
         connection.answer()
     }
 
