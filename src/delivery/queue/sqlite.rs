@@ -253,6 +253,7 @@ impl Sqlite {
             Stock {
                 depths: counts.depths.iter().map(|(to, depth)| (to.clone(), *depth)).collect(),
                 bytes: counts.bytes,
+                log_bytes: 0,
                 max_bytes: self.shared.retention.max_bytes,
                 dead_dropped: counts.dead_dropped,
             }

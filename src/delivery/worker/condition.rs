@@ -115,7 +115,7 @@ impl Worker {
             }
         }
         self.metrics.depth(NO_WEBHOOK, NO_WEBHOOK, waiting, oldest, dead);
-        self.metrics.stock(stock.bytes, stock.max_bytes, stock.dead_dropped);
+        self.metrics.stock(stock.bytes + stock.log_bytes, stock.max_bytes, stock.dead_dropped);
     }
 }
 
