@@ -2,4 +2,5 @@
 
 mod contract;
 mod nats;
+mod policies;
 mod sqlite;

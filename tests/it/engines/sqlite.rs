@@ -11,6 +11,10 @@ mod contract {
     crate::engines::contract::hold!(crate::support::TempDir::new());
 }
 
+mod policies {
+    crate::engines::policies::hold!(crate::support::TempDir::new());
+}
+
 impl Engine for TempDir {
     fn open(&self, retention: Retention, window: Duration) -> Arc<dyn Queue> {
         let path = self.path().join("queue.db");
