@@ -34,11 +34,12 @@ impl Backoff {
     /// than [`Backoff::max`].
     #[must_use]
     pub fn delay(self, attempt: u32, chance: u64, asked: Option<Duration>) -> Duration {
-        let limit = u64::try_from(self.limit(attempt).as_nanos()).unwrap_or(u64::MAX);
+        let limit = self.limit(attempt);
         let fixed = limit / 2;
+        let rest = u64::try_from(limit.saturating_sub(fixed).as_nanos()).unwrap_or(u64::MAX);
         // The upper half of the product: evenly spread from 0 to the other half of the limit.
-        let spread = (u128::from(chance) * (u128::from(limit - fixed) + 1)) >> 64;
-        let spread = Duration::from_nanos(fixed + u64::try_from(spread).unwrap_or(0));
+        let spread = (u128::from(chance) * (u128::from(rest) + 1)) >> 64;
+        let spread = fixed + Duration::from_nanos(u64::try_from(spread).unwrap_or(0));
         spread.max(asked.unwrap_or_default().min(self.max))
     }
 }

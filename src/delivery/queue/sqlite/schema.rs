@@ -3,6 +3,7 @@
 //! `docs/queue.md` shows operators how to look into it with plain `sqlite3`.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 const APPLICATION_ID: i64 = 0x686b_6774;
 
 /// Forms that were used before the first release. They are refused.
-const UNRELEASED: usize = 1;
+const UNRELEASED: usize = 2;
 
 /// The form that is known here.
 const VERSION: usize = UNRELEASED + MIGRATIONS.len();
@@ -21,17 +22,24 @@ const VERSION: usize = UNRELEASED + MIGRATIONS.len();
 /// What brings the file from each version of the schema to the next; the first from nothing to the first that was
 /// released. A released entry is never changed.
 const MIGRATIONS: [&str; 1] = ["
-    -- Destinations of webhooks, by their names in the configuration.
+    -- What the file keeps beside its rows, by name: `clock`, how far the system's clock is ahead of the file's, and `window`,
+    -- how long a delivered ID is known; both in milliseconds. `probe` is written to find out whether the store can be.
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+
+    -- Destinations of webhooks, by their names in the configuration, and what their jobs are counted as.
     CREATE TABLE recipient (
         number      INTEGER PRIMARY KEY,
         webhook     TEXT NOT NULL,
         destination TEXT NOT NULL,
+        in_order    INTEGER NOT NULL,           -- 1: each environment's jobs one after the other
+        waiting     INTEGER NOT NULL DEFAULT 0, -- counted by triggers
+        dead        INTEGER NOT NULL DEFAULT 0,
         UNIQUE (webhook, destination)
     ) STRICT;
 
-    -- What senders sent. Times are milliseconds since 1970, UTC.
+    -- What senders sent. Times are milliseconds since 1970, UTC, by the file's clock.
     CREATE TABLE delivery (
-        number        INTEGER PRIMARY KEY, -- in order of arrival; none is given twice
+        number        INTEGER PRIMARY KEY AUTOINCREMENT, -- in order of arrival; none is given twice
         webhook       TEXT NOT NULL,
         id            TEXT NOT NULL,       -- Pulumi-Webhook-ID
         kind          TEXT NOT NULL,       -- Pulumi-Webhook-Kind
@@ -45,31 +53,26 @@ const MIGRATIONS: [&str; 1] = ["
         received      INTEGER NOT NULL,
         body          BLOB NOT NULL
     ) STRICT;
+    CREATE INDEX delivery_id ON delivery (id, webhook);
 
-    -- Which deliveries came under an ID. The newest, those after the counter `indexed`, are not in it yet.
-    CREATE TABLE by_id (
-        hash   INTEGER NOT NULL, -- the low 32 bits of the ID's XXH3
-        number INTEGER NOT NULL, -- of the delivery
-        PRIMARY KEY (hash, number)
+    -- IDs that are known within the window although their delivery is gone.
+    CREATE TABLE known (
+        id       TEXT NOT NULL,
+        webhook  TEXT NOT NULL,
+        digest   BLOB NOT NULL, -- SHA-256 of the body
+        finished INTEGER NOT NULL,
+        PRIMARY KEY (id, webhook)
     ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-
-    -- The number of a delivery that is gone is not given again, not even that of the newest.
-    CREATE TRIGGER given BEFORE DELETE ON delivery WHEN old.number = (SELECT max(number) FROM delivery)
-        AND old.number > coalesce((SELECT value FROM counter WHERE name = 'given'), 0)
-    BEGIN
-        INSERT OR REPLACE INTO counter (name, value) VALUES ('given', old.number);
-    END;
+    CREATE INDEX known_finished ON known (finished);
 
     -- A delivery's way to one recipient. Users see it as DELIVERY-RECIPIENT, e.g. 1042-1.
     CREATE TABLE job (
         delivery      INTEGER NOT NULL,
         recipient     INTEGER NOT NULL,
         state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
-        blocked       INTEGER NOT NULL,           -- 1: waits behind another of its line
+        blocked       INTEGER NOT NULL DEFAULT 0, -- 1: behind another of its line; 2: under way, and not tried again
         line          TEXT,                       -- the environment, where the destination has order or coalesce
-        due           INTEGER,                    -- not before this time; NULL: at once, and never tried
+        due           INTEGER NOT NULL,           -- not before this time
         since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
         attempts      INTEGER NOT NULL DEFAULT 0, -- since then
         attempts_ever INTEGER NOT NULL DEFAULT 0,
@@ -77,16 +80,30 @@ const MIGRATIONS: [&str; 1] = ["
         death         TEXT,                       -- why it is dead
         PRIMARY KEY (delivery, recipient)
     ) STRICT, WITHOUT ROWID;
-    -- A job without a due time is in none of these, so that a commit writes the two tables and nothing else.
-    CREATE INDEX job_due ON job (recipient, blocked, due, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
-    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
-    CREATE INDEX job_line ON job (recipient, line, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
+    CREATE INDEX job_due ON job (recipient, due, delivery) WHERE state = 'waiting' AND blocked = 0;
+    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting';
+    CREATE INDEX job_line ON job (recipient, line, blocked, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
+    CREATE INDEX job_superseded ON job (recipient, delivery) WHERE state = 'waiting' AND blocked = 2;
     CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
+
+    CREATE TRIGGER job_comes AFTER INSERT ON job BEGIN
+        UPDATE recipient SET waiting = waiting + (new.state = 'waiting'), dead = dead + (new.state = 'dead')
+        WHERE number = new.recipient;
+    END;
+    CREATE TRIGGER job_changes AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
+        UPDATE recipient SET waiting = waiting + (new.state = 'waiting') - (old.state = 'waiting'),
+            dead = dead + (new.state = 'dead') - (old.state = 'dead')
+        WHERE number = new.recipient;
+    END;
+    CREATE TRIGGER job_goes AFTER DELETE ON job BEGIN
+        UPDATE recipient SET waiting = waiting - (old.state = 'waiting'), dead = dead - (old.state = 'dead')
+        WHERE number = old.recipient;
+    END;
 
     CREATE TABLE attempt (
         delivery    INTEGER NOT NULL,
         recipient   INTEGER NOT NULL,
-        number      INTEGER NOT NULL, -- from 1
+        number      INTEGER NOT NULL, -- from 1; the last 20 are kept
         at          INTEGER NOT NULL,
         duration_us INTEGER NOT NULL,
         status      INTEGER,          -- the upstream's status
@@ -95,19 +112,17 @@ const MIGRATIONS: [&str; 1] = ["
         PRIMARY KEY (delivery, recipient, number)
     ) STRICT, WITHOUT ROWID;
 
-    -- Written to find out whether the store can be written to.
-    CREATE TABLE probe (number INTEGER PRIMARY KEY, at INTEGER NOT NULL) STRICT;
-
-    -- For people.
+    -- For people, by the system's clock.
     CREATE VIEW log AS
         SELECT job.delivery || '-' || job.recipient AS job, recipient.webhook, recipient.destination, job.state,
             delivery.id, delivery.event, delivery.environment, delivery.revision, job.attempts_ever AS attempts,
-            datetime(delivery.received / 1000, 'unixepoch') AS received,
-            datetime(coalesce(job.due, job.since) / 1000, 'unixepoch') AS due,
-            datetime(job.finished / 1000, 'unixepoch') AS finished, job.death
+            datetime((delivery.received + ahead) / 1000, 'unixepoch') AS received,
+            datetime((job.due + ahead) / 1000, 'unixepoch') AS due,
+            datetime((job.finished + ahead) / 1000, 'unixepoch') AS finished, job.death
         FROM job
-        JOIN delivery ON delivery.number = job.delivery
-        JOIN recipient ON recipient.number = job.recipient;
+        LEFT JOIN delivery ON delivery.number = job.delivery
+        JOIN recipient ON recipient.number = job.recipient
+        JOIN (SELECT coalesce((SELECT value FROM setting WHERE name = 'clock'), 0) AS ahead);
 "];
 
 /// How long a connection waits while another one writes. Those that do are ours: they are short.
@@ -160,13 +175,25 @@ pub enum OpenError {
         /// The file.
         path: PathBuf,
     },
+    /// There is nothing in it, although it was written to.
+    #[error(
+        "the queue {path} is a database without content: what belongs to it is in {path}-wal, which has to be beside it; without one, remove {path} to begin with an empty queue"
+    )]
+    Hollow {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another service runs on it.
     #[error(
-        "the queue {path} is in use by another running hookgate: give each its own `queue.path`, or use store = \"nats\" for several replicas"
+        "the queue {path} is in use by another running hookgate{by}, which did not end within {waited:?}: stop that one, give each its own `queue.path`, or use store = \"nats\" for several replicas"
     )]
     InUse {
         /// The file.
         path: PathBuf,
+        /// The process, where that can be found out.
+        by: String,
+        /// How long it was waited for.
+        waited: Duration,
     },
     /// Another program holds its lock.
     #[error(
@@ -190,18 +217,18 @@ pub enum OpenError {
     },
 }
 
-/// Opens the file for the service: creates it if it is absent, brings it to this version, and checks it.
+/// Opens the file for the service: brings one that is new or old to this version, and checks it.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-    let mut connection = connect(path, flags)?;
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // Nothing is written before it is known that the file is ours and whole.
     let version = check_identity(path, &connection, true)?;
     check_integrity(path, &connection)?;
-    let new = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL" } else { "" };
+    // In the file itself, not in a log beside it: from its first moment it says what it is.
+    let new = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL" } else { "" };
     connection
         .execute_batch(new)
-        .and_then(|()| set_up(&connection))
         .and_then(|()| migrate(&mut connection, version))
+        .and_then(|()| set_up(&connection))
         .map_err(|error| refusal(path, &error))?;
     Ok(connection)
 }
@@ -244,7 +271,7 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA cache_size = -4096;
          PRAGMA temp_store = MEMORY;",
     )?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
     // Plans do not depend on parameters; without this, statements are planned anew for each of them.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
@@ -260,7 +287,8 @@ fn check_identity(path: &Path, connection: &Connection, may_be_new: bool) -> Res
     let (application, version, objects) = read().map_err(|error| refusal(path, &error))?;
     let path = path.to_owned();
     if application == 0 && objects == 0 && may_be_new {
-        return Ok(0);
+        let is_new = fs::metadata(&path).is_ok_and(|file| file.len() == 0);
+        return if is_new { Ok(0) } else { Err(OpenError::Hollow { path }) };
     }
     if application != APPLICATION_ID {
         return Err(OpenError::Foreign { path });

@@ -4,8 +4,11 @@
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 
+use std::{fs, time::SystemTime};
+
 use super::*;
 use crate::delivery::destination::{MediaType, Parcel};
+use crate::delivery::queue::Depth;
 
 /// A folder of its own for each test, gone at the end.
 struct Folder(PathBuf);
@@ -114,8 +117,15 @@ async fn a_file_is_for_one_service_and_lives_on() {
     let folder = Folder::new();
     let queue = folder.open();
     assert_eq!(queue.enqueue(delivery("a", 10)).await, Ok(Enqueued::Queued));
-    let second = Sqlite::open(&folder.queue(), Retention::default(), Duration::ZERO);
-    assert!(matches!(second, Err(OpenError::InUse { .. })), "{second:?}");
+    let link = folder.0.join("link.db");
+    std::os::unix::fs::symlink(folder.queue(), &link).unwrap();
+    let other = folder.0.join("other.db");
+    fs::hard_link(folder.queue(), &other).unwrap();
+    for path in [folder.queue(), link, other] {
+        let second = Sqlite::open_within(Duration::ZERO, &path, Retention::default(), Duration::ZERO);
+        let process = format!("process {}", std::process::id());
+        assert!(matches!(&second, Err(OpenError::InUse { by, .. }) if by.contains(&process)), "{second:?}");
+    }
     queue.close().await.unwrap();
     drop(queue);
     let queue = folder.open();
@@ -150,8 +160,12 @@ async fn what_is_not_a_good_queue_is_refused_and_left_alone() {
     })
     .await;
     refused("newer");
-    Connection::open(folder.queue()).unwrap().execute_batch("PRAGMA user_version = 1").unwrap();
-    refused("before the first release");
+    for unreleased in [1, 2] {
+        let connection = Connection::open(folder.queue()).unwrap();
+        connection.execute_batch(&format!("PRAGMA user_version = {unreleased}")).unwrap();
+        drop(connection);
+        refused("before the first release");
+    }
     fs::remove_file(folder.queue()).unwrap();
 
     let queue = folder.open();
@@ -190,7 +204,7 @@ async fn finished_jobs_go_after_their_time_and_the_space_comes_back() {
     for number in 0..300 {
         queue.enqueue(delivery(&format!("{number}"), 20_000)).await.unwrap();
     }
-    let full = fs::metadata(folder.queue()).unwrap().len() + fs::metadata(beside_wal(&folder)).unwrap().len();
+    let full = fs::metadata(folder.queue()).unwrap().len() + place::log_length(&folder.queue());
     assert!(full > 6_000_000, "{full}");
     let before = queue.stock().await.unwrap();
     assert_eq!(before.depths.iter().map(|(_, depth)| depth.waiting).sum::<u64>(), 300);
@@ -198,10 +212,6 @@ async fn finished_jobs_go_after_their_time_and_the_space_comes_back() {
     until("they are forgotten", async || states(&queue).await.is_empty()).await;
     until("the file has shrunk", async || fs::metadata(folder.queue()).unwrap().len() < 1_000_000).await;
     assert_eq!(queue.stock().await.unwrap().dead_dropped, 0);
-}
-
-fn beside_wal(folder: &Folder) -> PathBuf {
-    folder.0.join("queue.db-wal")
 }
 
 #[tokio::test]
@@ -308,7 +318,7 @@ async fn jobs_go_back_when_nobody_waits_for_their_lease_any_more() {
     let folder = Folder::new();
     let queue = folder.open();
     assert_eq!(queue.enqueue(delivery("1", 10)).await, Ok(Enqueued::Queued));
-    queue.arrange(&app(), Policy::default()).await.unwrap();
+    queue.arrange(&app(), false).await.unwrap();
     // Nothing is read before this is let go.
     let (go, gone) = std::sync::mpsc::channel::<()>();
     let hold: Read = Box::new(move |_| assert!(gone.recv().is_err()));
@@ -329,7 +339,7 @@ async fn an_id_is_looked_up() {
     drop(folder.open());
     let connection = Connection::open(folder.queue()).unwrap();
     let filter = Filter { ids: vec!["0b5c64a1".into(), "1042-1".into()], ..Filter::default() };
-    let (condition, values) = rows::condition(&filter);
+    let (condition, values) = rows::condition(&filter, &Clock::read(&connection).unwrap());
     let sql = format!(
         "EXPLAIN QUERY PLAN SELECT {} FROM {} WHERE {condition} ORDER BY job.delivery DESC",
         rows::RECORD,
@@ -339,7 +349,7 @@ async fn an_id_is_looked_up() {
     let plan =
         statement.query_map(rusqlite::params_from_iter(values), |row| row.get::<_, String>(3)).unwrap();
     let plan = plan.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
-    assert!(plan.contains("SEARCH by_id USING PRIMARY KEY (hash=?)"), "{plan}");
+    assert!(plan.contains("INDEX delivery_id (id=?)"), "{plan}");
     assert!(!plan.contains("SCAN job") && !plan.contains("SCAN delivery"), "{plan}");
 }
 
@@ -385,61 +395,4 @@ async fn what_waits_for_longest_is_leased_first() {
     let mut all = ids(&lease(8).await);
     all.sort();
     assert_eq!(all, ["a", "b", "c", "d"]);
-}
-
-/// A restart knows as much of IDs as before, how many of them were in the file's index and how many were not.
-#[test]
-fn ids_are_found_in_memory_in_the_file_and_on_their_way() {
-    let folder = Folder::new();
-    let connection = schema::open(&folder.queue()).unwrap();
-    let mut ids = ids::Ids::read(&connection).unwrap();
-    let count = 70_000;
-    let fill = "WITH RECURSIVE n (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM n WHERE number < ?1)
-        INSERT INTO delivery
-        SELECT number, 'esc', 'id-' || number, '', '', NULL, NULL, x'', x'', x'', 1, 0, x'' FROM n";
-    connection.execute(fill, [count]).unwrap();
-    let hash = |number: i64| rows::hash_of(&format!("id-{number}"));
-    let filed =
-        || -> i64 { connection.query_row("SELECT count(*) FROM by_id", [], |row| row.get(0)).unwrap() };
-    for number in 1..=count {
-        ids.add(hash(number), number);
-        if number % 100 == 0 {
-            connection.execute_batch("BEGIN").unwrap();
-            ids.file(&connection).unwrap();
-            connection.execute_batch("COMMIT").unwrap();
-            ids.commit();
-        }
-    }
-    let all_are_found = |ids: &ids::Ids| {
-        for number in (1..=count).step_by(97) {
-            assert!(ids.find(&connection, hash(number)).unwrap().contains(&number), "{number}");
-        }
-    };
-    assert!((1_000..60_000).contains(&filed()), "{}", filed());
-    all_are_found(&ids);
-    ids.add(hash(-1), -1);
-    ids.roll_back();
-    assert!(ids.find(&connection, hash(-1)).unwrap().is_empty());
-    connection.execute("DELETE FROM by_id WHERE number = 7", []).unwrap();
-    ids.remove(hash(7), 7);
-    ids.commit();
-    assert_eq!(ids.find(&connection, hash(7)).unwrap().iter().filter(|number| **number == 7).count(), 0);
-
-    // As after a kill: nothing is complete yet.
-    let mut ids = ids::Ids::read(&connection).unwrap();
-    all_are_found(&ids);
-    while filed() < count {
-        for _ in 0..256 {
-            ids.add(hash(count), count);
-        }
-        connection.execute_batch("BEGIN").unwrap();
-        ids.file(&connection).unwrap();
-        connection.execute_batch("COMMIT").unwrap();
-        ids.commit();
-    }
-    let indexed: i64 = connection
-        .query_row("SELECT value FROM counter WHERE name = 'indexed'", [], |row| row.get(0))
-        .unwrap();
-    assert_eq!(indexed, count);
-    all_are_found(&ids::Ids::read(&connection).unwrap());
 }

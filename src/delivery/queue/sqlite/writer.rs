@@ -1,12 +1,11 @@
 //! The thread that writes: what has come in meanwhile is committed in one transaction, and answered after it.
 
 mod enqueue;
+mod room;
 mod upkeep;
 mod work;
 
 use std::{
-    fs::File,
-    io,
     sync::Arc,
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
@@ -18,14 +17,15 @@ use tokio::{
     time::Instant,
 };
 
+pub(super) use self::upkeep::{tell, window};
 use self::{
-    upkeep::{LOOK_AFTER, data_version, recount},
-    work::{Effects, Known, Recipients, Work},
+    upkeep::LOOK_AFTER,
+    work::{Effects, Recipients, Work},
 };
-use super::{Shared, identity, ids::Ids, lock_of, now, rows::Key, unavailable};
+use super::{Leased, Shared, lock_of, place::Place, rows::Key, unavailable};
 use crate::delivery::queue::{Attempt, Delivery, Enqueued, Health, QueueError, Recipient, State, Verdict};
 
-/// Commands of one transaction.
+/// Commands of each lane in one transaction.
 const BATCH: usize = 512;
 
 /// Where the answer to a command goes.
@@ -33,12 +33,40 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What the writer is told.
 pub(super) enum Command {
-    Enqueue { delivery: Box<Delivery>, done: Done<Enqueued> },
-    Settle { key: Key, in_order: bool, verdict: Verdict, attempt: Option<Attempt>, done: Done<()> },
-    Arrange { recipient: Recipient, in_order: bool, done: Done<()> },
-    Redeliver { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
-    Purge { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
-    Close { done: Done<()> },
+    Enqueue {
+        delivery: Box<Delivery>,
+        done: Done<Enqueued>,
+    },
+    /// The lease ends with the command, whatever becomes of it.
+    Settle {
+        lease: Leased,
+        verdict: Verdict,
+        attempt: Option<Attempt>,
+        done: Done<()>,
+    },
+    /// A job cannot be read.
+    Bury {
+        key: Key,
+    },
+    /// Tells the policy that is in force, and asks for the number.
+    Arrange {
+        recipient: Recipient,
+        in_order: bool,
+        done: Done<i64>,
+    },
+    Redeliver {
+        keys: Vec<Key>,
+        states: Vec<State>,
+        done: Done<u64>,
+    },
+    Purge {
+        keys: Vec<Key>,
+        states: Vec<State>,
+        done: Done<u64>,
+    },
+    Close {
+        done: Done<()>,
+    },
 }
 
 /// What came of a command.
@@ -47,6 +75,7 @@ enum Executed {
     /// `max_bytes`.
     Full,
     Done,
+    Number(i64),
     Count(u64),
 }
 
@@ -57,80 +86,87 @@ impl Command {
             (Self::Enqueue { done, .. }, Ok(Executed::Enqueued(enqueued))) => drop(done.send(Ok(enqueued))),
             (Self::Enqueue { done, .. }, Ok(_)) => drop(done.send(Err(QueueError::Full))),
             (Self::Enqueue { done, .. }, Err(error)) => drop(done.send(Err(error))),
+            (Self::Arrange { done, .. }, Ok(Executed::Number(number))) => drop(done.send(Ok(number))),
+            (Self::Arrange { done, .. }, Err(error)) => drop(done.send(Err(error))),
             (Self::Redeliver { done, .. } | Self::Purge { done, .. }, result) => {
                 let count = |executed| if let Executed::Count(count) = executed { count } else { 0 };
                 drop(done.send(result.map(count)));
             }
-            (Self::Settle { done, .. } | Self::Arrange { done, .. } | Self::Close { done }, result) => {
+            (Self::Settle { lease, done, .. }, result) => {
+                // Whoever hears of it may lease the job again.
+                drop(lease);
                 drop(done.send(result.map(|_executed| ())));
             }
+            (Self::Close { done }, result) => drop(done.send(result.map(|_executed| ()))),
+            (Self::Bury { .. } | Self::Arrange { .. }, _) => {}
         }
     }
+
+    /// Its sender was told that it is not stored, and need not be: after a stall, what nobody waits for is no work.
+    fn is_given_up(&self) -> bool {
+        matches!(self, Self::Enqueue { done, .. } if done.is_closed())
+    }
+}
+
+/// Where commands come from. What is on one of the two never waits for what is on the other.
+pub(super) struct Inbox {
+    /// From senders and people; whoever comes when it is full waits.
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Verdicts and what lines ask for. As many as there are leases, and not more.
+    pub(super) verdicts: mpsc::UnboundedReceiver<Command>,
 }
 
 pub(super) struct Writer {
     /// Absent while the file is put back, and after that failed.
     connection: Option<Connection>,
     shared: Arc<Shared>,
-    /// Held as long as the service runs. `None`: a command beside it, which does not look after the file.
-    lock: Option<File>,
-    /// Device and inode of the file that is open.
-    file: (u64, u64),
-    known: Known,
-    /// Verdicts that could not be committed.
+    /// `None`: a command beside the service, which does not look after the file.
+    place: Option<Place>,
+    recipients: Recipients,
+    /// Verdicts that could not be committed. Each holds its lease, so that there are no more than leases.
     kept: Vec<Command>,
-    /// SQLite's count of commits by others.
-    version: i64,
     looked: Instant,
+    /// The log is longer than it should be, and that was said.
+    long_log: bool,
 }
 
 impl Writer {
-    pub(super) fn try_new(
-        connection: Connection,
-        shared: Arc<Shared>,
-        lock: Option<File>,
-    ) -> io::Result<Self> {
-        let failed = |error: rusqlite::Error| io::Error::other(error);
-        let file = identity(&shared.path)?;
-        if lock.is_some() {
-            recount(&connection, &shared).map_err(failed)?;
+    pub(super) fn new(connection: Connection, shared: Arc<Shared>, place: Option<Place>) -> Self {
+        Self {
+            connection: Some(connection),
+            shared,
+            place,
+            recipients: Recipients::default(),
+            kept: Vec::new(),
+            looked: Instant::now(),
+            long_log: false,
         }
-        let version = data_version(&connection).map_err(failed)?;
-        let known = Known::read(&connection, lock.is_some()).map_err(failed)?;
-        let connection = Some(connection);
-        let looked = Instant::now();
-        Ok(Self { connection, shared, lock, file, known, kept: Vec::new(), version, looked })
     }
 
     /// Works until nobody can send commands any more, or one says that it is the last.
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        let mut batch = Vec::with_capacity(BATCH);
+    pub(super) fn run(mut self, mut inbox: Inbox) {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
-            if receive(&mut inbox, &mut batch, &waker) == Some(0) {
-                return;
-            }
-            let close = batch.iter().position(|command| matches!(command, Command::Close { .. }));
-            let last = close.map(|at| batch.swap_remove(at));
             let mut commands = std::mem::take(&mut self.kept);
-            commands.append(&mut batch);
+            let open = inbox.receive(&mut commands, &waker);
+            let close = commands.iter().position(|command| matches!(command, Command::Close { .. }));
+            let close = close.map(|at| commands.remove(at));
+            let is_last = close.is_some() || !open;
+            if is_last {
+                inbox.drain(&mut commands);
+            }
+            commands.retain(|command| !command.is_given_up());
             if !commands.is_empty() {
                 self.commit(commands);
             }
-            if let Some(close) = last {
-                inbox.close();
-                let kept = self.kept.len();
-                // The file is free before anybody hears of it.
-                drop(self);
-                close.answer(match kept {
-                    0 => Ok(Executed::Done),
-                    _ => Err(QueueError::Unavailable(format!(
-                        "{kept} finished attempts could not be recorded and are made again"
-                    ))),
-                });
+            if is_last {
+                let ended = self.end();
+                if let Some(close) = close {
+                    close.answer(ended.map(|()| Executed::Done));
+                }
                 return;
             }
-            if self.lock.is_some() && self.looked.elapsed() >= LOOK_AFTER {
+            if self.place.is_some() && self.looked.elapsed() >= LOOK_AFTER {
                 self.look_after();
             }
         }
@@ -167,10 +203,7 @@ impl Writer {
             self.shared.set_health(Health::Ready);
         }
         for (command, executed) in commands.into_iter().zip(executed) {
-            command.answer(match executed {
-                Executed::Full => Err(QueueError::Full),
-                executed => Ok(executed),
-            });
+            command.answer(Ok(executed));
         }
     }
 
@@ -195,77 +228,63 @@ impl Writer {
         let mut effects = Effects::default();
         let result = (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut work = Work::new(&transaction, &self.shared, &mut self.known, &mut effects, now());
+            let mut work = Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects);
             let executed = work.run(commands)?;
-            drop(work);
             step!("commit");
             transaction.commit()?;
             step!("answer");
             Ok(executed)
         })();
-        self.come_into_force(effects, result.is_ok());
+        self.come_into_force(&effects, result.is_ok());
         result
     }
 
-    fn come_into_force(&mut self, effects: Effects, committed: bool) {
-        if !(effects.withdrawn.is_empty() && effects.ended.is_empty()) {
+    fn come_into_force(&mut self, effects: &Effects, committed: bool) {
+        if !effects.withdrawn.is_empty() {
             let mut held = lock_of(&self.shared.held);
             for key in &effects.withdrawn {
                 held.withdrawn.remove(key);
             }
-            for key in effects.ended.iter().filter(|_| committed) {
-                held.leased.remove(key);
+        }
+        if committed {
+            self.shared.dead_dropped.fetch_add(effects.dead_dropped, std::sync::atomic::Ordering::Relaxed);
+            for recipient in &effects.ring {
+                self.shared.ring(*recipient);
             }
-        }
-        if !committed {
+        } else {
             // Numbers that were given in a transaction that came to nothing.
-            self.known.recipients.clear();
-            self.known.ids.roll_back();
-            return;
-        }
-        self.known.ids.commit();
-        let recipients = &self.known.recipients;
-        let mut counts = lock_of(&self.shared.counts);
-        for (number, (waiting, dead)) in effects.changes {
-            let Some(recipient) = recipients.name(number) else { continue };
-            let depth = counts.depths.entry(recipient.clone()).or_default();
-            depth.waiting = depth.waiting.saturating_add_signed(waiting);
-            depth.dead = depth.dead.saturating_add_signed(dead);
-        }
-        counts.dead_dropped += effects.dead_dropped;
-        drop(counts);
-        for recipient in effects.ring.iter().filter_map(|number| recipients.name(*number)) {
-            self.shared.ring(recipient);
+            self.recipients.clear();
         }
     }
 }
 
-impl Known {
-    /// `whole`: with what only a service needs.
-    fn read(connection: &Connection, whole: bool) -> rusqlite::Result<Self> {
-        let given: i64 = connection.query_row(
-            "SELECT max(coalesce((SELECT max(number) FROM delivery), 0),
-                 coalesce((SELECT value FROM counter WHERE name = 'given'), 0))",
-            [],
-            |row| row.get(0),
-        )?;
-        let ids = if whole { Ids::read(connection)? } else { Ids::new() };
-        Ok(Self { recipients: Recipients::default(), ids, next: given + 1, room: 0 })
+impl Inbox {
+    /// Waits for commands, for as long as the file needs no look. False: nobody can send any more.
+    fn receive(&mut self, batch: &mut Vec<Command>, waker: &Waker) -> bool {
+        let end = Instant::now() + LOOK_AFTER;
+        let mut context = Context::from_waker(waker);
+        loop {
+            let verdicts = self.verdicts.poll_recv_many(&mut context, batch, BATCH);
+            let commands = self.commands.poll_recv_many(&mut context, batch, BATCH);
+            match (verdicts, commands) {
+                (Poll::Ready(0), _) | (_, Poll::Ready(0)) => return false,
+                (Poll::Pending, Poll::Pending) => {}
+                _ => return true,
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::park_timeout(left);
+        }
     }
-}
 
-/// Waits for commands, for as long as the file needs no look. How many came: none when nobody can send any more.
-fn receive(inbox: &mut mpsc::Receiver<Command>, batch: &mut Vec<Command>, waker: &Waker) -> Option<usize> {
-    let end = Instant::now() + LOOK_AFTER;
-    loop {
-        if let Poll::Ready(count) = inbox.poll_recv_many(&mut Context::from_waker(waker), batch, BATCH) {
-            return Some(count);
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return None;
-        }
-        thread::park_timeout(left);
+    /// Takes what is left, and nothing more after it.
+    fn drain(&mut self, batch: &mut Vec<Command>) {
+        self.verdicts.close();
+        self.commands.close();
+        batch.extend(std::iter::from_fn(|| self.verdicts.try_recv().ok()));
+        batch.extend(std::iter::from_fn(|| self.commands.try_recv().ok()));
     }
 }
 
@@ -289,6 +308,7 @@ fn is_of_one(error: &rusqlite::Error) -> bool {
         Some(
             ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
                 | ErrorCode::ReadOnly
                 | ErrorCode::SystemIoFailure
                 | ErrorCode::CannotOpen
