@@ -4,3 +4,4 @@ mod contract;
 mod nats;
 mod policies;
 mod sqlite;
+mod sqlite_rows;
