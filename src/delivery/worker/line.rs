@@ -180,15 +180,9 @@ impl Line {
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the job is too old to be tried again.
-    fn is_too_old(&self, job: &Job) -> bool {
-        let age = SystemTime::now().duration_since(job.since).unwrap_or_default();
-        age >= self.worker.settings.max_age
-    }
-
-    /// What becomes of a job after an attempt.
-    fn judge(&self, job: &Job, outcome: &Outcome) -> Verdict {
-        let Settings { max_attempts, backoff, .. } = self.worker.settings;
+    /// What becomes of a job that was so old after an attempt.
+    fn judge(&self, job: &Job, age: Duration, outcome: &Outcome) -> Verdict {
+        let Settings { max_attempts, max_age, backoff, .. } = self.worker.settings;
         let attempts = job.attempts.saturating_add(1);
         match outcome.prospect(SystemTime::now()) {
             Prospect::Done => Verdict::Delivered,
@@ -196,7 +190,7 @@ impl Line {
             Prospect::Better(_) if max_attempts.is_some_and(|max| attempts >= max) => {
                 Verdict::Dead(Death::Attempts)
             }
-            Prospect::Better(_) if self.is_too_old(job) => Verdict::Dead(Death::Age),
+            Prospect::Better(_) if age >= max_age => Verdict::Dead(Death::Age),
             Prospect::Better(asked) => Verdict::Retry(backoff.delay(attempts, fastrand::u64(..), asked)),
         }
     }
@@ -263,7 +257,8 @@ impl Telling {
         let (line, destination) = (Arc::clone(&self.line), Arc::clone(&self.destination));
         let job = lease.job();
         // A downtime, or a name that was out of the configuration, kills nothing that was never tried.
-        if job.attempts > 0 && line.is_too_old(job) {
+        let age = SystemTime::now().duration_since(job.since).unwrap_or_default();
+        if job.attempts > 0 && age >= line.worker.settings.max_age {
             log(&line.recipient, job, None, Verdict::Dead(Death::Age));
             drop((self, slot));
             line.settle(lease, Verdict::Dead(Death::Age), None).await;
@@ -275,7 +270,7 @@ impl Telling {
         let (outcome, ended) = attempt(&destination, &job.parcel, number, line.worker.lane, began).await;
         let duration = ended.duration_since(began);
         step!("attempted");
-        let verdict = line.judge(job, &outcome);
+        let verdict = line.judge(job, age + duration, &outcome);
         let (result, sign) = match verdict {
             Verdict::Delivered => (AttemptResult::Delivered, Sign::Alive),
             Verdict::Retry(_) => (AttemptResult::Retry, Sign::Failing),

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::rows::{from_millis, millis, to_millis};
 
 /// A difference of the clocks that is larger than this is a step.
-const STEP: i64 = 1000;
+const STEP: u64 = 1000;
 
 /// Milliseconds since 1970, as the file counts them.
 #[derive(Debug)]
@@ -53,14 +53,12 @@ impl Clock {
         self.ahead.load(Relaxed)
     }
 
-    /// Compares it with the system's clock. Whether that has stepped.
-    pub(super) fn compare(&self, wall: SystemTime) -> bool {
+    /// Compares it with the system's clock, which may have stepped.
+    pub(super) fn compare(&self, wall: SystemTime) {
         let ahead = to_millis(wall).saturating_sub(self.now());
-        let stepped = ahead.abs_diff(self.ahead()) > STEP.unsigned_abs();
-        if stepped {
+        if ahead.abs_diff(self.ahead()) > STEP {
             self.ahead.store(ahead, Relaxed);
         }
-        stepped
     }
 
     /// What the system's clock shows at a time of the file.
@@ -87,9 +85,10 @@ mod tests {
         let start = 1_800_000_000_000;
         let clock = Clock::new(start, 0, 0);
         tokio::time::advance(Duration::from_secs(5)).await;
-        assert!(!clock.compare(from_millis(start + 5_300)));
+        clock.compare(from_millis(start + 5_300));
+        assert_eq!(clock.ahead(), 0);
         for step in [HOUR, -HOUR, 25 * HOUR, 0] {
-            assert!(clock.compare(from_millis(start + 5_000 + step)));
+            clock.compare(from_millis(start + 5_000 + step));
             assert_eq!(clock.now(), start + 5_000);
             assert_eq!(clock.shown(clock.now()), from_millis(start + 5_000 + step));
             assert_eq!(clock.stored(clock.shown(start)), start);

@@ -1,6 +1,10 @@
 //! What is read from the file: due jobs, counts, and the log.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use rusqlite::{Connection, Error, OptionalExtension, params, params_from_iter, types::Value};
 
@@ -28,6 +32,8 @@ pub(super) fn lease(
     in_order: bool,
     max: usize,
 ) -> rusqlite::Result<Leasing> {
+    // Ages are taken by the system's clock of now.
+    shared.clock.compare(SystemTime::now());
     let (keys, next_due) = {
         // Until the end, so that what is read here and who holds what are of one moment.
         let mut held = lock_of(&shared.held);

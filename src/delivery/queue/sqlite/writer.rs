@@ -126,6 +126,8 @@ pub(super) struct Writer {
     /// Verdicts that could not be committed. Each holds its lease, so that there are no more than leases.
     kept: Vec<Command>,
     looked: Instant,
+    /// How far the file says that the system's clock is ahead of its own.
+    ahead: i64,
     /// The log is longer than it should be, and that was said.
     long_log: bool,
 }
@@ -134,6 +136,7 @@ impl Writer {
     pub(super) fn new(connection: Connection, shared: Arc<Shared>, place: Option<Place>) -> Self {
         Self {
             connection: Some(connection),
+            ahead: shared.clock.ahead(),
             shared,
             place,
             recipients: Recipients::default(),

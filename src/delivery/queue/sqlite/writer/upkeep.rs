@@ -111,7 +111,8 @@ impl Writer {
 
     /// Retention, space, and the clock. Whether there is room, or could be made.
     fn sweep(&mut self) -> rusqlite::Result<bool> {
-        let stepped = self.shared.clock.compare(SystemTime::now());
+        self.shared.clock.compare(SystemTime::now());
+        let ahead = self.shared.clock.ahead();
         let ready = *self.shared.health.borrow() == Health::Ready;
         let Some(connection) = &mut self.connection else { return Ok(false) };
         let mut effects = Effects::default();
@@ -120,8 +121,8 @@ impl Writer {
             let mut work = Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects);
             work.sweep()?;
             let yields = work.has_finished()?;
-            if stepped {
-                set(&transaction, "clock", self.shared.clock.ahead())?;
+            if ahead != self.ahead {
+                set(&transaction, "clock", ahead)?;
             }
             if !ready {
                 // Nothing else says that the store can be written to again.
@@ -133,6 +134,7 @@ impl Writer {
         let result = swept();
         self.come_into_force(&effects, result.is_ok());
         let yields = result?;
+        self.ahead = ahead;
         let Some(connection) = &self.connection else { return Ok(false) };
         let pages = Pages::read(connection)?;
         // Space that will be used again soon is not worth moving pages about. The file gets shorter with the checkpoint.
