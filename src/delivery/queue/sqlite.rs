@@ -31,13 +31,13 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use self::schema::OpenError;
+pub use self::schema::{OpenError, Why};
 use self::{
     clock::Clock,
     place::Place,
     reader::Leasing,
     rows::Key,
-    writer::{Command, Done, Inbox, Writer},
+    writer::{Command, Done, Inbox, Work, Writer},
 };
 use super::{
     Answer, Attempt, Delivery, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
@@ -128,16 +128,7 @@ impl Sqlite {
     ///
     /// [`OpenError`].
     pub fn open(path: &Path, retention: Retention, window: Duration) -> Result<Self, OpenError> {
-        Self::open_within(place::PATIENCE, path, retention, window)
-    }
-
-    fn open_within(
-        patience: Duration,
-        path: &Path,
-        retention: Retention,
-        window: Duration,
-    ) -> Result<Self, OpenError> {
-        let place = Place::take(path, patience)?;
+        let place = Place::take(path)?;
         let connection = schema::open(&place.path)?;
         Self::start(path, connection, retention, Some(window), Some(place))
     }
@@ -160,8 +151,7 @@ impl Sqlite {
         window: Option<Duration>,
         mut place: Option<Place>,
     ) -> Result<Self, OpenError> {
-        let unusable = |what: String| OpenError::Unusable { path: path.to_owned(), what };
-        let failed = |error: rusqlite::Error| unusable(error.to_string());
+        let failed = |error: rusqlite::Error| Why::unusable(path, error);
         let clock = Clock::read(&connection).map_err(failed)?;
         let window = match window {
             Some(window) => {
@@ -172,7 +162,7 @@ impl Sqlite {
         };
         let reader = schema::open_again(path).map_err(failed)?;
         if let Some(place) = &mut place {
-            place.note().map_err(|error| unusable(error.to_string()))?;
+            place.note().map_err(|error| Why::unusable(path, error))?;
         }
         let (commands, to_do) = mpsc::channel(WAITING_COMMANDS);
         let (verdicts, settled) = mpsc::unbounded_channel();
@@ -193,7 +183,7 @@ impl Sqlite {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
             // They end when their senders are gone, and `close` waits for what they have to do before.
-            thread.map(drop).map_err(|error| unusable(error.to_string()))
+            thread.map(drop).map_err(|error| Why::unusable(path, error))
         };
         spawn("queue-writer", Box::new(move || writer.run(Inbox { commands: to_do, verdicts: settled })))?;
         let reading = Arc::clone(&shared);
@@ -202,9 +192,12 @@ impl Sqlite {
     }
 
     /// Has the writer do something, and waits until it is committed.
-    async fn write<T>(&self, command: impl FnOnce(Done<T>) -> Command) -> Result<T, QueueError> {
+    async fn write<T: Send + 'static>(
+        &self,
+        work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
+    ) -> Result<T, QueueError> {
         let (done, answer) = oneshot::channel();
-        self.commands.send(command(done)).await.map_err(|_ended| ended())?;
+        self.commands.send(Command::task(work, done)).await.map_err(|_ended| ended())?;
         answer.await.unwrap_or_else(|_ended| Err(ended()))
     }
 
@@ -220,7 +213,8 @@ impl Sqlite {
         if let Some(reason) = self.shared.stall() {
             return Err(QueueError::Unavailable(reason));
         }
-        self.write(move |done| Command::Enqueue { delivery: Box::new(delivery), done }).await
+        let delivery = Box::new(delivery);
+        self.write(move |work| work.enqueue(&delivery)).await
     }
 
     /// Has the reader do something.
@@ -242,13 +236,14 @@ impl Sqlite {
     async fn change(
         &self,
         filter: &Filter,
-        command: fn(Vec<Key>, Vec<State>, Done<u64>) -> Command,
+        work: fn(&mut Work<'_>, &[Key], &[State]) -> rusqlite::Result<u64>,
     ) -> Result<u64, QueueError> {
         let (all, states, shared) = (filter.clone(), &filter.states, Arc::clone(&self.shared));
         let keys = self.read(move |connection| reader::keys(connection, &shared, &all)).await?;
         let mut count = 0;
         for portion in keys.chunks(PORTION) {
-            count += self.write(|done| command(portion.to_vec(), states.clone(), done)).await?;
+            let (portion, states) = (portion.to_vec(), states.clone());
+            count += self.write(move |to| work(to, &portion, &states).map(Ok)).await?;
         }
         Ok(count)
     }
@@ -260,7 +255,8 @@ impl Sqlite {
             return Ok(number);
         }
         let to = recipient.clone();
-        let number = self.order(|done| Command::Arrange { recipient: to, in_order, done }).await?;
+        let arrange = move |work: &mut Work<'_>| work.arrange(&to, in_order).map(Ok);
+        let number = self.order(|done| Command::task(arrange, done)).await?;
         lock_of(&self.arranged).insert(recipient.clone(), (number, in_order));
         Ok(number)
     }
@@ -287,7 +283,8 @@ impl Sqlite {
             });
             let (leases, damaged, next_due) = leasing.await?;
             for key in damaged {
-                self.verdicts.send(Command::Bury { key }).map_err(|_ended| ended())?;
+                let bury = move |work: &mut Work<'_>| work.bury(key).map(Ok);
+                self.order(|done| Command::task(bury, done)).await?;
             }
             if !leases.is_empty() {
                 return Ok(leases);
@@ -335,11 +332,11 @@ impl Queue for Sqlite {
     }
 
     fn redeliver<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        Box::pin(self.change(filter, |keys, states, done| Command::Redeliver { keys, states, done }))
+        Box::pin(self.change(filter, |work, keys, states| work.redeliver(keys, states)))
     }
 
     fn purge<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        Box::pin(self.change(filter, |keys, states, done| Command::Purge { keys, states, done }))
+        Box::pin(self.change(filter, |work, keys, states| work.purge(keys, states)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -347,7 +344,7 @@ impl Queue for Sqlite {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        Box::pin(self.order(|done| Command::Close { done }))
+        Box::pin(self.order(Command::Close))
     }
 }
 
@@ -366,7 +363,7 @@ impl Hold for Holding {
         // It is the writer's before anybody waits for it.
         let sent = verdicts
             .upgrade()
-            .is_some_and(|verdicts| verdicts.send(Command::Settle { lease, verdict, attempt, done }).is_ok());
+            .is_some_and(|verdicts| verdicts.send(Command::verdict(lease, verdict, attempt, done)).is_ok());
         Box::pin(async move {
             if sent { answer.await.unwrap_or_else(|_ended| Err(ended())) } else { Err(ended()) }
         })

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
-use super::schema::OpenError;
+use super::schema::{OpenError, Why};
 
 /// How long a service waits for the one before it to end.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,9 +48,8 @@ pub(super) enum Found {
 
 impl Place {
     /// Makes sure that there is a file, and that this is the only service on it. Blocks.
-    pub(super) fn take(given: &Path, patience: Duration) -> Result<Self, OpenError> {
-        let unusable =
-            |error: io::Error| OpenError::Unusable { path: given.to_owned(), what: error.to_string() };
+    pub(super) fn take(given: &Path) -> Result<Self, OpenError> {
+        let unusable = |error: io::Error| Why::unusable(given, error);
         let (began, mut told) = (Instant::now(), false);
         loop {
             let lock = open(given).map_err(unusable)?;
@@ -65,12 +64,12 @@ impl Place {
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => return Err(unusable(error)),
             }
-            if began.elapsed() >= patience {
+            if began.elapsed() >= PATIENCE {
                 let by = holder(file.1).map_or_else(String::new, |process| format!(" (process {process})"));
-                return Err(OpenError::InUse { path: given.to_owned(), by, waited: patience });
+                return Err(Why::InUse(by).of(given));
             }
             if !std::mem::replace(&mut told, true) {
-                info!(path = %given.display(), limit = ?patience, "another hookgate has the queue open: waiting for its end");
+                info!(path = %given.display(), limit = ?PATIENCE, "another hookgate has the queue open: waiting for its end");
             }
             thread::park_timeout(LOOK);
         }

@@ -10,6 +10,8 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
+use super::place::PATIENCE;
+
 /// Marks the file as ours: `hkgt`.
 const APPLICATION_ID: i64 = 0x686b_6774;
 
@@ -21,200 +23,73 @@ const VERSION: usize = UNRELEASED + MIGRATIONS.len();
 
 /// What brings the file from each version of the schema to the next; the first from nothing to the first that was
 /// released. A released entry is never changed.
-const MIGRATIONS: [&str; 1] = ["
-    -- What the file keeps beside its rows, by name: `clock`, how far the system's clock is ahead of the file's, and `window`,
-    -- how long a delivered ID is known; both in milliseconds. `probe` is written to find out whether the store can be.
-    CREATE TABLE setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-
-    -- Destinations of webhooks, by their names in the configuration, and what their jobs are counted as.
-    CREATE TABLE recipient (
-        number      INTEGER PRIMARY KEY,
-        webhook     TEXT NOT NULL,
-        destination TEXT NOT NULL,
-        in_order    INTEGER NOT NULL,           -- 1: each environment's jobs one after the other
-        waiting     INTEGER NOT NULL DEFAULT 0, -- counted by triggers
-        dead        INTEGER NOT NULL DEFAULT 0,
-        UNIQUE (webhook, destination)
-    ) STRICT;
-
-    -- What senders sent. Times are milliseconds since 1970, UTC, by the file's clock.
-    CREATE TABLE delivery (
-        number        INTEGER PRIMARY KEY AUTOINCREMENT, -- in order of arrival; none is given twice
-        webhook       TEXT NOT NULL,
-        id            TEXT NOT NULL,       -- Pulumi-Webhook-ID
-        kind          TEXT NOT NULL,       -- Pulumi-Webhook-Kind
-        event         TEXT NOT NULL,       -- the filter's name where there is one, else the kind
-        environment   TEXT,                -- projectName/environmentName
-        revision      INTEGER,
-        content_type  BLOB NOT NULL,
-        signature     BLOB NOT NULL,       -- Pulumi-Webhook-Signature
-        traceparent   BLOB NOT NULL,
-        kind_verified INTEGER NOT NULL,
-        received      INTEGER NOT NULL,
-        body          BLOB NOT NULL
-    ) STRICT;
-    CREATE INDEX delivery_id ON delivery (id, webhook);
-
-    -- IDs that are known within the window although their delivery is gone.
-    CREATE TABLE known (
-        id       TEXT NOT NULL,
-        webhook  TEXT NOT NULL,
-        digest   BLOB NOT NULL, -- SHA-256 of the body
-        finished INTEGER NOT NULL,
-        PRIMARY KEY (id, webhook)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX known_finished ON known (finished);
-
-    -- A delivery's way to one recipient. Users see it as DELIVERY-RECIPIENT, e.g. 1042-1.
-    CREATE TABLE job (
-        delivery      INTEGER NOT NULL,
-        recipient     INTEGER NOT NULL,
-        state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
-        blocked       INTEGER NOT NULL DEFAULT 0, -- 1: behind another of its line; 2: under way, and not tried again
-        line          TEXT,                       -- the environment, where the destination has order or coalesce
-        due           INTEGER NOT NULL,           -- not before this time
-        since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
-        attempts      INTEGER NOT NULL DEFAULT 0, -- since then
-        attempts_ever INTEGER NOT NULL DEFAULT 0,
-        finished      INTEGER,
-        death         TEXT,                       -- why it is dead
-        PRIMARY KEY (delivery, recipient)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX job_due ON job (recipient, due, delivery) WHERE state = 'waiting' AND blocked = 0;
-    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting';
-    CREATE INDEX job_line ON job (recipient, line, blocked, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
-    CREATE INDEX job_superseded ON job (recipient, delivery) WHERE state = 'waiting' AND blocked = 2;
-    CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
-
-    CREATE TRIGGER job_comes AFTER INSERT ON job BEGIN
-        UPDATE recipient SET waiting = waiting + (new.state = 'waiting'), dead = dead + (new.state = 'dead')
-        WHERE number = new.recipient;
-    END;
-    CREATE TRIGGER job_changes AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
-        UPDATE recipient SET waiting = waiting + (new.state = 'waiting') - (old.state = 'waiting'),
-            dead = dead + (new.state = 'dead') - (old.state = 'dead')
-        WHERE number = new.recipient;
-    END;
-    CREATE TRIGGER job_goes AFTER DELETE ON job BEGIN
-        UPDATE recipient SET waiting = waiting - (old.state = 'waiting'), dead = dead - (old.state = 'dead')
-        WHERE number = old.recipient;
-    END;
-
-    CREATE TABLE attempt (
-        delivery    INTEGER NOT NULL,
-        recipient   INTEGER NOT NULL,
-        number      INTEGER NOT NULL, -- from 1; the last 20 are kept
-        at          INTEGER NOT NULL,
-        duration_us INTEGER NOT NULL,
-        status      INTEGER,          -- the upstream's status
-        error       TEXT,             -- why there was no usable answer
-        answer      BLOB NOT NULL,    -- its first 2 KiB
-        PRIMARY KEY (delivery, recipient, number)
-    ) STRICT, WITHOUT ROWID;
-
-    -- For people, by the system's clock.
-    CREATE VIEW log AS
-        SELECT job.delivery || '-' || job.recipient AS job, recipient.webhook, recipient.destination, job.state,
-            delivery.id, delivery.event, delivery.environment, delivery.revision, job.attempts_ever AS attempts,
-            datetime((delivery.received + ahead) / 1000, 'unixepoch') AS received,
-            datetime((job.due + ahead) / 1000, 'unixepoch') AS due,
-            datetime((job.finished + ahead) / 1000, 'unixepoch') AS finished, job.death
-        FROM job
-        LEFT JOIN delivery ON delivery.number = job.delivery
-        JOIN recipient ON recipient.number = job.recipient
-        JOIN (SELECT coalesce((SELECT value FROM setting WHERE name = 'clock'), 0) AS ahead);
-"];
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// How long a connection waits while another one writes. Those that do are ours: they are short.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Why the file is refused at the start. It is never reset.
+/// The file is refused at the start. It is never reset.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+#[error("the queue {} {why}", path.display())]
+pub struct OpenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is in the way.
+    pub why: Why,
+}
+
+/// Why a file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Why {
     /// It is damaged.
     #[error(
-        "the queue {path} is damaged ({what}): keep it, put a backup in its place or recover it with `sqlite3 {path} .recover`; hookgate does not touch it"
+        "is damaged ({0}): keep it, and put a backup in its place or what `.recover` of `sqlite3` makes of it; hookgate does not touch it"
     )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        what: String,
-    },
+    Corrupt(String),
     /// It is a database of another program.
-    #[error("{path} is a database, but not hookgate's queue: name another file in `queue.path`")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("is a database, but not hookgate's queue: name another file in `queue.path`")]
+    Foreign,
     /// A newer hookgate wrote it.
-    #[error(
-        "the queue {path} has the form {version} of a newer hookgate, this one knows {known}: run the newer one"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The version of its schema.
-        version: i64,
-        /// The newest that is known here.
-        known: usize,
-    },
+    #[error("has the form {0} of a newer hookgate, this one knows {known}: run the newer one", known = VERSION)]
+    Newer(i64),
     /// A build before the first release wrote it.
     #[error(
-        "the queue {path} has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
+        "has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
     )]
-    Unreleased {
-        /// The file.
-        path: PathBuf,
-    },
+    Unreleased,
     /// It has to be brought to this version by the service first.
-    #[error(
-        "the queue {path} was written by another version: start the service once, which brings it to this one"
-    )]
-    NotUpgraded {
-        /// The file.
-        path: PathBuf,
-    },
+    #[error("was written by another version: start the service once, which brings it to this one")]
+    NotUpgraded,
     /// There is nothing in it, although it was written to.
     #[error(
-        "the queue {path} is a database without content: what belongs to it is in {path}-wal, which has to be beside it; without one, remove {path} to begin with an empty queue"
+        "is a database without content: what belongs to it is in the file beside it whose name ends in `-wal`; put that there too, or remove this one to begin with an empty queue"
     )]
-    Hollow {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another service runs on it.
+    Hollow,
+    /// Another service runs on it; which, where that can be found out.
     #[error(
-        "the queue {path} is in use by another running hookgate{by}, which did not end within {waited:?}: stop that one, give each its own `queue.path`, or use store = \"nats\" for several replicas"
+        "is in use by another running hookgate{0}, which did not end within {limit:?}: stop that one, give each its own `queue.path`, or use store = \"nats\" for several replicas",
+        limit = PATIENCE
     )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-        /// The process, where that can be found out.
-        by: String,
-        /// How long it was waited for.
-        waited: Duration,
-    },
+    InUse(String),
     /// Another program holds its lock.
     #[error(
-        "the queue {path} is locked by another program ({what}): close what has it open, such as a `sqlite3`, and start again"
+        "is locked by another program ({0}): close what has it open, such as a `sqlite3`, and start again"
     )]
-    Locked {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        what: String,
-    },
+    Locked(String),
     /// The system does not let it be used.
-    #[error(
-        "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
-    )]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        what: String,
-    },
+    #[error("cannot be used: {0}; its folder has to be there, and to be writable for hookgate's user")]
+    Unusable(String),
+}
+
+impl Why {
+    pub(super) fn of(self, path: &Path) -> OpenError {
+        OpenError { path: path.to_owned(), why: self }
+    }
+
+    /// Something the system says.
+    pub(super) fn unusable(path: &Path, error: impl ToString) -> OpenError {
+        Self::Unusable(error.to_string()).of(path)
+    }
 }
 
 /// Opens the file for the service: brings one that is new or old to this version, and checks it.
@@ -238,7 +113,7 @@ pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let version = check_identity(path, &connection, false)?;
     if version != VERSION {
-        return Err(OpenError::NotUpgraded { path: path.to_owned() });
+        return Err(Why::NotUpgraded.of(path));
     }
     set_up(&connection).map_err(|error| refusal(path, &error))?;
     Ok(connection)
@@ -285,18 +160,17 @@ fn check_identity(path: &Path, connection: &Connection, may_be_new: bool) -> Res
         Ok((pragma("application_id")?, pragma("user_version")?, objects))
     };
     let (application, version, objects) = read().map_err(|error| refusal(path, &error))?;
-    let path = path.to_owned();
     if application == 0 && objects == 0 && may_be_new {
-        let is_new = fs::metadata(&path).is_ok_and(|file| file.len() == 0);
-        return if is_new { Ok(0) } else { Err(OpenError::Hollow { path }) };
+        let is_new = fs::metadata(path).is_ok_and(|file| file.len() == 0);
+        return if is_new { Ok(0) } else { Err(Why::Hollow.of(path)) };
     }
     if application != APPLICATION_ID {
-        return Err(OpenError::Foreign { path });
+        return Err(Why::Foreign.of(path));
     }
     match usize::try_from(version) {
-        Ok(version) if version <= UNRELEASED => Err(OpenError::Unreleased { path }),
+        Ok(version) if version <= UNRELEASED => Err(Why::Unreleased.of(path)),
         Ok(version) if version <= VERSION => Ok(version),
-        _ => Err(OpenError::Newer { path, version, known: VERSION }),
+        _ => Err(Why::Newer(version).of(path)),
     }
 }
 
@@ -317,19 +191,16 @@ fn check_integrity(path: &Path, connection: &Connection) -> Result<(), OpenError
     let found: String = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|error| refusal(path, &error))?;
-    if found == "ok" { Ok(()) } else { Err(OpenError::Corrupt { path: path.to_owned(), what: found }) }
+    if found == "ok" { Ok(()) } else { Err(Why::Corrupt(found).of(path)) }
 }
 
 /// What an operator is told of an error at the start.
 fn refusal(path: &Path, error: &rusqlite::Error) -> OpenError {
-    let path = path.to_owned();
-    match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Corrupt { path, what: error.to_string() }
-        }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            OpenError::Locked { path, what: error.to_string() }
-        }
-        _ => OpenError::Unusable { path, what: error.to_string() },
-    }
+    let what = error.to_string();
+    let why = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Why::Corrupt(what),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Why::Locked(what),
+        _ => Why::Unusable(what),
+    };
+    why.of(path)
 }

@@ -1,6 +1,6 @@
 //! What can only be seen from inside. The rest is in `tests/it/engines`.
 
-use std::{fs, time::SystemTime};
+use std::fs;
 
 use bytes::Bytes;
 use hyper::header::HeaderValue;
@@ -96,49 +96,4 @@ async fn an_id_is_looked_up() {
     let plan = plan.collect::<Result<Vec<_>, _>>().unwrap().join("; ");
     assert!(plan.contains("INDEX delivery_id (id=?)"), "{plan}");
     assert!(!plan.contains("SCAN job") && !plan.contains("SCAN delivery"), "{plan}");
-}
-
-/// The system's clock is set by an hour, each way, and is an hour behind after a restart.
-#[tokio::test]
-async fn a_clock_that_steps_changes_nothing() {
-    let folder = Folder::new();
-    let hour = Duration::from_secs(3600);
-    let attempt = |number| Attempt {
-        number,
-        at: SystemTime::now(),
-        duration: Duration::ZERO,
-        status: Some(503),
-        error: None,
-        answer: Bytes::new(),
-    };
-    for step in [SystemTime::now() + hour, SystemTime::now() - hour] {
-        let queue = folder.open();
-        let name = |of: &str| format!("{of}-{step:?}").replace([' ', '{', '}', ','], ".");
-        for of in ["done", "tried", "waits"] {
-            assert_eq!(queue.enqueue(delivery(&name(of))).await, Ok(Enqueued::Queued));
-        }
-        let mut leases = queue.lease(&app(), Policy::default(), 2).await.unwrap();
-        leases.remove(0).ack(attempt(1)).await.unwrap();
-        let began = Instant::now();
-        leases.remove(0).retry(Duration::from_millis(500), attempt(1)).await.unwrap();
-        queue.shared.clock.compare(step);
-        assert_eq!(queue.enqueue(delivery(&name("done"))).await, Ok(Enqueued::Duplicate));
-        for of in ["waits", "tried"] {
-            let lease = queue.lease(&app(), Policy::default(), 1).await.unwrap().remove(0);
-            assert_eq!(lease.job().parcel.id, name(of));
-            // Its age is what has passed, by the clock of now.
-            let age = queue.shared.clock.shown(queue.shared.clock.now()).duration_since(lease.job().since);
-            assert!(age.unwrap() < Duration::from_secs(60));
-            lease.ack(attempt(2)).await.unwrap();
-        }
-        assert!((Duration::from_millis(490)..Duration::from_secs(60)).contains(&began.elapsed()));
-        queue.close().await.unwrap();
-    }
-    // What was finished an hour ahead of now is not of the future.
-    let queue = folder.open();
-    let now = queue.shared.clock.now();
-    let read = |connection: &Connection| {
-        connection.query_row("SELECT max(finished) FROM job", [], |row| row.get::<_, i64>(0))
-    };
-    assert!(queue.read(read).await.unwrap() <= now);
 }

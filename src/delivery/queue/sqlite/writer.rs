@@ -6,7 +6,7 @@ mod upkeep;
 mod work;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
@@ -17,13 +17,16 @@ use tokio::{
     time::Instant,
 };
 
-pub(super) use self::upkeep::{tell, window};
 use self::{
     upkeep::LOOK_AFTER,
-    work::{Effects, Recipients, Work},
+    work::{Effects, Recipients},
 };
-use super::{Leased, Shared, lock_of, place::Place, rows::Key, unavailable};
-use crate::delivery::queue::{Attempt, Delivery, Enqueued, Health, QueueError, Recipient, State, Verdict};
+pub(super) use self::{
+    upkeep::{tell, window},
+    work::Work,
+};
+use super::{Leased, Shared, ended, lock_of, place::Place, unavailable};
+use crate::delivery::queue::{Attempt, Health, QueueError, Verdict};
 
 /// Commands of each lane in one transaction.
 const BATCH: usize = 512;
@@ -33,78 +36,65 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What the writer is told.
 pub(super) enum Command {
-    Enqueue {
-        delivery: Box<Delivery>,
-        done: Done<Enqueued>,
-    },
-    /// The lease ends with the command, whatever becomes of it.
-    Settle {
-        lease: Leased,
-        verdict: Verdict,
-        attempt: Option<Attempt>,
-        done: Done<()>,
-    },
-    /// A job cannot be read.
-    Bury {
-        key: Key,
-    },
-    /// Tells the policy that is in force, and asks for the number.
-    Arrange {
-        recipient: Recipient,
-        in_order: bool,
-        done: Done<i64>,
-    },
-    Redeliver {
-        keys: Vec<Key>,
-        states: Vec<State>,
-        done: Done<u64>,
-    },
-    Purge {
-        keys: Vec<Key>,
-        states: Vec<State>,
-        done: Done<u64>,
-    },
-    Close {
-        done: Done<()>,
-    },
-}
-
-/// What came of a command.
-enum Executed {
-    Enqueued(Enqueued),
-    /// `max_bytes`.
-    Full,
-    Done,
-    Number(i64),
-    Count(u64),
+    /// What nobody waits for any more is not done: who was told 503 need not be stored, and after a stall it is no work.
+    Task(Box<dyn Run>),
+    /// Is kept until it can be committed.
+    Verdict(Box<dyn Run>),
+    Close(Done<()>),
 }
 
 impl Command {
-    fn answer(self, result: Result<Executed, QueueError>) {
-        // Who has gone away needs no answer.
-        match (self, result) {
-            (Self::Enqueue { done, .. }, Ok(Executed::Enqueued(enqueued))) => drop(done.send(Ok(enqueued))),
-            (Self::Enqueue { done, .. }, Ok(_)) => drop(done.send(Err(QueueError::Full))),
-            (Self::Enqueue { done, .. }, Err(error)) => drop(done.send(Err(error))),
-            (Self::Arrange { done, .. }, Ok(Executed::Number(number))) => drop(done.send(Ok(number))),
-            (Self::Arrange { done, .. }, Err(error)) => drop(done.send(Err(error))),
-            (Self::Redeliver { done, .. } | Self::Purge { done, .. }, result) => {
-                let count = |executed| if let Executed::Count(count) = executed { count } else { 0 };
-                drop(done.send(result.map(count)));
-            }
-            (Self::Settle { lease, done, .. }, result) => {
-                // Whoever hears of it may lease the job again.
-                drop(lease);
-                drop(done.send(result.map(|_executed| ())));
-            }
-            (Self::Close { done }, result) => drop(done.send(result.map(|_executed| ()))),
-            (Self::Bury { .. } | Self::Arrange { .. }, _) => {}
-        }
+    /// `work` is done in a transaction, which may have to be tried again, and what comes of it is told after its commit.
+    pub(super) fn task<T: Send + 'static>(
+        work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
+        done: Done<T>,
+    ) -> Self {
+        Self::Task(Box::new(Task { work, found: Err(ended()), done }))
     }
 
-    /// Its sender was told that it is not stored, and need not be: after a stall, what nobody waits for is no work.
+    /// The lease ends with the command, whatever becomes of it.
+    pub(super) fn verdict(lease: Leased, verdict: Verdict, attempt: Option<Attempt>, done: Done<()>) -> Self {
+        let work = move |work: &mut Work<'_>| {
+            // All of it goes into the closure, and not its key alone.
+            let Leased { key, .. } = &lease;
+            work.settle(*key, verdict, attempt.as_ref()).map(Ok)
+        };
+        Self::Verdict(Box::new(Task { work, found: Err(ended()), done }))
+    }
+}
+
+/// Something to be done in a transaction, and who is told of it.
+pub(super) trait Run: Send {
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()>;
+    fn answer(self: Box<Self>, failed: Option<&QueueError>);
+    fn is_given_up(&self) -> bool;
+}
+
+struct Task<F, T> {
+    work: F,
+    found: Result<T, QueueError>,
+    done: Done<T>,
+}
+
+impl<F, T: Send> Run for Task<F, T>
+where
+    F: FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send,
+{
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()> {
+        self.found = (self.work)(work)?;
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, failed: Option<&QueueError>) {
+        let Self { work, found, done } = *self;
+        // With it goes its lease: whoever hears of the commit may lease the job again.
+        drop(work);
+        // Who has gone away needs no answer.
+        drop(done.send(failed.map_or(found, |error| Err(error.clone()))));
+    }
+
     fn is_given_up(&self) -> bool {
-        matches!(self, Self::Enqueue { done, .. } if done.is_closed())
+        self.done.is_closed()
     }
 }
 
@@ -152,20 +142,26 @@ impl Writer {
         loop {
             let mut commands = std::mem::take(&mut self.kept);
             let open = inbox.receive(&mut commands, &waker);
-            let close = commands.iter().position(|command| matches!(command, Command::Close { .. }));
-            let close = close.map(|at| commands.remove(at));
+            let mut close = None;
+            commands.retain_mut(|command| match command {
+                Command::Task(task) => !task.is_given_up(),
+                Command::Verdict(_) => true,
+                Command::Close(done) => {
+                    close = Some(std::mem::replace(done, oneshot::channel().0));
+                    false
+                }
+            });
             let is_last = close.is_some() || !open;
             if is_last {
                 inbox.drain(&mut commands);
             }
-            commands.retain(|command| !command.is_given_up());
             if !commands.is_empty() {
                 self.commit(commands);
             }
             if is_last {
                 let ended = self.end();
                 if let Some(close) = close {
-                    close.answer(ended.map(|()| Executed::Done));
+                    drop(close.send(ended));
                 }
                 return;
             }
@@ -176,37 +172,31 @@ impl Writer {
     }
 
     /// Commits all commands in one transaction. If that fails because of one of them, each in its own.
-    fn commit(&mut self, commands: Vec<Command>) {
+    fn commit(&mut self, mut commands: Vec<Command>) {
         if let Err(reason) = self.check_file() {
             return self.fail(commands, &reason);
         }
-        *lock_of(&self.shared.committing) = Some(Instant::now());
-        match self.transact(&commands) {
-            Ok(executed) => self.answer(commands, executed),
+        match self.transact(&mut commands) {
             Err(error) if commands.len() > 1 && is_of_one(&error) => {
                 for command in commands {
-                    let one = [command];
-                    match self.transact(&one) {
-                        Ok(executed) => self.answer(one.into(), executed),
-                        Err(error) => self.fail(one.into(), &unavailable(&error)),
-                    }
+                    let mut one = vec![command];
+                    let done = self.transact(&mut one);
+                    self.answer(one, done);
                 }
             }
-            Err(error) => self.fail(commands, &unavailable(&error)),
+            done => self.answer(commands, done),
         }
-        *lock_of(&self.shared.committing) = None;
     }
 
-    fn answer(&self, commands: Vec<Command>, executed: Vec<Executed>) {
-        let full = executed.iter().any(|executed| matches!(executed, Executed::Full));
-        let stored = executed.iter().any(|executed| matches!(executed, Executed::Enqueued(_)));
-        if full {
-            self.shared.set_health(Health::NotReady(QueueError::Full.to_string()));
-        } else if stored || !self.is_full() {
-            self.shared.set_health(Health::Ready);
+    fn answer(&mut self, commands: Vec<Command>, done: rusqlite::Result<()>) {
+        if let Err(error) = done {
+            return self.fail(commands, &unavailable(&error));
         }
-        for (command, executed) in commands.into_iter().zip(executed) {
-            command.answer(Ok(executed));
+        for command in commands {
+            match command {
+                Command::Task(task) | Command::Verdict(task) => task.answer(None),
+                Command::Close(done) => drop(done.send(Ok(()))),
+            }
         }
     }
 
@@ -217,47 +207,58 @@ impl Writer {
     fn fail(&mut self, commands: Vec<Command>, reason: &QueueError) {
         self.shared.set_health(Health::NotReady(reason.to_string()));
         for command in commands {
-            if matches!(command, Command::Settle { .. }) {
-                self.kept.push(command);
-            } else {
-                command.answer(Err(reason.clone()));
+            match command {
+                Command::Verdict(_) => self.kept.push(command),
+                Command::Task(task) => task.answer(Some(reason)),
+                Command::Close(done) => drop(done.send(Err(reason.clone()))),
             }
         }
     }
 
     /// Runs commands in one transaction; nothing of them is seen by anybody before it is committed.
-    fn transact(&mut self, commands: &[Command]) -> rusqlite::Result<Vec<Executed>> {
+    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
+        let effects = self.transaction(|work| {
+            commands.iter_mut().try_for_each(|command| match command {
+                Command::Task(task) | Command::Verdict(task) => task.run(work),
+                Command::Close(_) => Ok(()),
+            })
+        })?;
+        if effects.full {
+            self.shared.set_health(Health::NotReady(QueueError::Full.to_string()));
+        } else if effects.stored || !self.is_full() {
+            self.shared.set_health(Health::Ready);
+        }
+        Ok(())
+    }
+
+    fn transaction(
+        &mut self,
+        run: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<Effects> {
         let Some(connection) = &mut self.connection else { return Err(rusqlite::Error::InvalidQuery) };
         let mut effects = Effects::default();
-        let result = (|| {
+        *lock_of(&self.shared.committing) = Some(Instant::now());
+        let committed = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut work = Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects);
-            let executed = work.run(commands)?;
+            run(&mut Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects))?;
             step!("commit");
             transaction.commit()?;
             step!("answer");
-            Ok(executed)
-        })();
-        self.come_into_force(&effects, result.is_ok());
-        result
-    }
-
-    fn come_into_force(&mut self, effects: &Effects, committed: bool) {
-        if !effects.withdrawn.is_empty() {
-            let mut held = lock_of(&self.shared.held);
-            for key in &effects.withdrawn {
-                held.withdrawn.remove(key);
-            }
+            Ok(())
+        };
+        let committed = committed();
+        *lock_of(&self.shared.committing) = None;
+        for key in &effects.withdrawn {
+            lock_of(&self.shared.held).withdrawn.remove(key);
         }
-        if committed {
-            self.shared.dead_dropped.fetch_add(effects.dead_dropped, std::sync::atomic::Ordering::Relaxed);
-            for recipient in &effects.ring {
-                self.shared.ring(*recipient);
-            }
-        } else {
+        if committed.is_err() {
             // Numbers that were given in a transaction that came to nothing.
             self.recipients.clear();
+        } else {
+            self.shared.dead_dropped.fetch_add(effects.dead_dropped, Relaxed);
+            effects.ring.iter().for_each(|recipient| self.shared.ring(*recipient));
         }
+        committed.map(|()| effects)
     }
 }
 

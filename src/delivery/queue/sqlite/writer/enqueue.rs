@@ -10,25 +10,28 @@ use super::{
         lock_of,
         rows::{Key, millis, to_integer},
     },
-    Executed,
     work::Work,
 };
-use crate::delivery::queue::{Delivery, Enqueued, Policy, State};
+use crate::delivery::queue::{Delivery, Enqueued, Policy, QueueError, State};
 
 /// What a delivery takes beside its body, in bytes; estimated high.
 pub(super) const OVERHEAD: u64 = 2 << 10;
 
 impl Work<'_> {
-    pub(super) fn enqueue(&mut self, delivery: &Delivery) -> rusqlite::Result<Executed> {
+    pub(in super::super) fn enqueue(
+        &mut self,
+        delivery: &Delivery,
+    ) -> rusqlite::Result<Result<Enqueued, QueueError>> {
         if !self.shared.window.is_zero()
             && let Some(known) = self.known(delivery)?
         {
-            return Ok(Executed::Enqueued(known));
+            return Ok(Ok(known));
         }
         let Delivery { webhook, parcel, environment, revision, destinations } = delivery;
         let size = u64::try_from(parcel.body.len()).unwrap_or(u64::MAX);
         if !self.make_room(size.saturating_add(OVERHEAD))? {
-            return Ok(Executed::Full);
+            self.effects.full = true;
+            return Ok(Err(QueueError::Full));
         }
         self.transaction
             .prepare_cached(
@@ -56,7 +59,8 @@ impl Work<'_> {
             self.add_job(number, recipient, Policy { in_order, ..*policy }, delivery)?;
             self.effects.ring.insert(recipient);
         }
-        Ok(Executed::Enqueued(Enqueued::Queued))
+        self.effects.stored = true;
+        Ok(Ok(Enqueued::Queued))
     }
 
     /// What the queue knows of a delivery's ID. `None`: it is a new one.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, TransactionBehavior, params};
+use rusqlite::{Connection, params};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -20,7 +20,6 @@ use super::{
     },
     Writer,
     enqueue::OVERHEAD,
-    work::{Effects, Work},
 };
 use crate::delivery::queue::{Health, QueueError};
 
@@ -114,26 +113,20 @@ impl Writer {
         self.shared.clock.compare(SystemTime::now());
         let ahead = self.shared.clock.ahead();
         let ready = *self.shared.health.borrow() == Health::Ready;
-        let Some(connection) = &mut self.connection else { return Ok(false) };
-        let mut effects = Effects::default();
-        let mut swept = || -> rusqlite::Result<bool> {
-            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut work = Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects);
+        let told = self.ahead;
+        let mut yields = false;
+        self.transaction(|work| {
             work.sweep()?;
-            let yields = work.has_finished()?;
-            if ahead != self.ahead {
-                set(&transaction, "clock", ahead)?;
+            yields = work.has_finished()?;
+            if ahead != told {
+                set(work.transaction, "clock", ahead)?;
             }
             if !ready {
                 // Nothing else says that the store can be written to again.
-                set(&transaction, "probe", self.shared.clock.now())?;
+                set(work.transaction, "probe", work.now)?;
             }
-            transaction.commit()?;
-            Ok(yields)
-        };
-        let result = swept();
-        self.come_into_force(&effects, result.is_ok());
-        let yields = result?;
+            Ok(())
+        })?;
         self.ahead = ahead;
         let Some(connection) = &self.connection else { return Ok(false) };
         let pages = Pages::read(connection)?;

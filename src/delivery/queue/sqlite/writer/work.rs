@@ -9,17 +9,14 @@ use std::collections::{HashMap, HashSet};
 use rusqlite::{OptionalExtension, Transaction, params};
 use tracing::error;
 
-use super::{
-    super::{
-        Shared,
-        rows::{self, Key, millis},
-    },
-    Command, Executed,
+use super::super::{
+    Shared,
+    rows::{self, Key, millis},
 };
 use crate::delivery::queue::{Attempt, Death, JobId, KEPT_ATTEMPTS, MAX_ANSWER, Recipient, State, Verdict};
 
 /// Commands at work in one transaction.
-pub(super) struct Work<'w> {
+pub(in super::super) struct Work<'w> {
     pub(super) transaction: &'w Transaction<'w>,
     pub(super) shared: &'w Shared,
     pub(super) recipients: &'w mut Recipients,
@@ -38,6 +35,9 @@ pub(super) struct Effects {
     /// Jobs that were withdrawn from being leased until the end of the transaction.
     pub(super) withdrawn: Vec<Key>,
     pub(super) dead_dropped: u64,
+    /// Something new was stored, or there was no room for it.
+    pub(super) stored: bool,
+    pub(super) full: bool,
 }
 
 impl<'w> Work<'w> {
@@ -50,32 +50,12 @@ impl<'w> Work<'w> {
         Self { transaction, shared, recipients, effects, now: shared.clock.now() }
     }
 
-    pub(super) fn run(&mut self, commands: &[Command]) -> rusqlite::Result<Vec<Executed>> {
-        let executed = commands.iter().map(|command| self.execute(command)).collect::<Result<_, _>>()?;
-        // Verdicts are taken whether there is room or not.
-        if commands.iter().any(|command| matches!(command, Command::Settle { .. })) {
-            self.make_room(0)?;
-        }
-        Ok(executed)
-    }
-
-    fn execute(&mut self, command: &Command) -> rusqlite::Result<Executed> {
-        match command {
-            Command::Enqueue { delivery, .. } => self.enqueue(delivery),
-            Command::Settle { lease, verdict, attempt, .. } => {
-                self.settle(lease.key, *verdict, attempt.as_ref()).map(|()| Executed::Done)
-            }
-            Command::Bury { key } => self.bury(*key).map(|()| Executed::Done),
-            Command::Arrange { recipient, in_order, .. } => {
-                self.arrange(recipient, *in_order).map(Executed::Number)
-            }
-            Command::Redeliver { keys, states, .. } => self.redeliver(keys, states).map(Executed::Count),
-            Command::Purge { keys, states, .. } => self.purge(keys, states).map(Executed::Count),
-            Command::Close { .. } => Ok(Executed::Done),
-        }
-    }
-
-    fn settle(&mut self, key: Key, verdict: Verdict, attempt: Option<&Attempt>) -> rusqlite::Result<()> {
+    pub(in super::super) fn settle(
+        &mut self,
+        key: Key,
+        verdict: Verdict,
+        attempt: Option<&Attempt>,
+    ) -> rusqlite::Result<()> {
         let tried = i64::from(attempt.is_some());
         let changed = match verdict {
             Verdict::Delivered => self.finish(key, State::Delivered, None, tried)?,
@@ -98,7 +78,8 @@ impl<'w> Work<'w> {
         if let Some(attempt) = attempt.filter(|_| changed) {
             self.record(key, attempt)?;
         }
-        Ok(())
+        // Verdicts are taken whether there is room or not.
+        self.make_room(0).map(drop)
     }
 
     fn record(&self, key: Key, attempt: &Attempt) -> rusqlite::Result<()> {
@@ -184,7 +165,7 @@ impl<'w> Work<'w> {
     }
 
     /// A job whose rows cannot be read holds up nobody.
-    fn bury(&mut self, key: Key) -> rusqlite::Result<()> {
+    pub(in super::super) fn bury(&mut self, key: Key) -> rusqlite::Result<()> {
         if self.finish(key, State::Dead, Some(Death::Damaged), 0)? {
             let Recipient { webhook, destination } = self.name_of(key.recipient)?;
             error!(webhook, destination, job = %JobId::from(key),
@@ -194,7 +175,11 @@ impl<'w> Work<'w> {
     }
 
     /// Brings the waiting jobs of a recipient into lines, or lets all of them go, where the policy is another one than before.
-    fn arrange(&mut self, recipient: &Recipient, in_order: bool) -> rusqlite::Result<i64> {
+    pub(in super::super) fn arrange(
+        &mut self,
+        recipient: &Recipient,
+        in_order: bool,
+    ) -> rusqlite::Result<i64> {
         let (number, was) = self.number_of(&recipient.webhook, &recipient.destination, in_order)?;
         if was == in_order {
             return Ok(number);
@@ -225,7 +210,7 @@ impl<'w> Work<'w> {
     }
 
     /// Lets those go that are still in one of these states; none: in any.
-    fn redeliver(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
+    pub(in super::super) fn redeliver(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
         let mut count = 0;
         for key in keys {
             match self.state_of(*key, states)? {
@@ -266,7 +251,7 @@ impl<'w> Work<'w> {
     }
 
     /// Forgets those that are still in one of these states; none: in any.
-    fn purge(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
+    pub(in super::super) fn purge(&mut self, keys: &[Key], states: &[State]) -> rusqlite::Result<u64> {
         let mut count = 0;
         for key in keys {
             if self.state_of(*key, states)?.is_some() {
