@@ -188,8 +188,7 @@ impl Names {
                 // The turn is over when the thread is free again, whoever still waits.
                 let look_up = spawn_blocking(move || {
                     let found = (host.as_str(), port).to_socket_addrs();
-                    let found =
-                        found.map(Iterator::collect).map_err(|error| error.to_string());
+                    let found = found.map(Iterator::collect).map_err(|error| error.to_string());
                     *last = Some((Instant::now(), found.clone()));
                     found
                 });

@@ -151,7 +151,7 @@ impl Sqlite {
         window: Option<Duration>,
         mut place: Option<Place>,
     ) -> Result<Self, OpenError> {
-        let failed = |error: rusqlite::Error| Why::unusable(path, error);
+        let failed = |error: rusqlite::Error| Why::unusable(path, &error);
         let clock = Clock::read(&connection).map_err(failed)?;
         let window = match window {
             Some(window) => {
@@ -162,7 +162,7 @@ impl Sqlite {
         };
         let reader = schema::open_again(path).map_err(failed)?;
         if let Some(place) = &mut place {
-            place.note().map_err(|error| Why::unusable(path, error))?;
+            place.note().map_err(|error| Why::unusable(path, &error))?;
         }
         let (commands, to_do) = mpsc::channel(WAITING_COMMANDS);
         let (verdicts, settled) = mpsc::unbounded_channel();
@@ -183,7 +183,7 @@ impl Sqlite {
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
             // They end when their senders are gone, and `close` waits for what they have to do before.
-            thread.map(drop).map_err(|error| Why::unusable(path, error))
+            thread.map(drop).map_err(|error| Why::unusable(path, &error))
         };
         spawn("queue-writer", Box::new(move || writer.run(Inbox { commands: to_do, verdicts: settled })))?;
         let reading = Arc::clone(&shared);

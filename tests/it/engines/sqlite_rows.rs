@@ -127,7 +127,7 @@ async fn rows_that_cannot_be_read_hold_up_nobody() {
     queue.close().await.unwrap();
     damage(
         &path,
-        "DELETE FROM delivery WHERE number = 1; UPDATE delivery SET content_type = x'00' WHERE number = 3",
+        "DELETE FROM delivery WHERE number = 1; UPDATE delivery SET signature = x'00' WHERE number = 3",
     );
     let queue = ready(&folder, Retention::default(), WINDOW).await;
     let (mut delivered, to_app) = (Vec::new(), recipient("app"));

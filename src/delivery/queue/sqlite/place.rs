@@ -49,7 +49,7 @@ pub(super) enum Found {
 impl Place {
     /// Makes sure that there is a file, and that this is the only service on it. Blocks.
     pub(super) fn take(given: &Path) -> Result<Self, OpenError> {
-        let unusable = |error: io::Error| Why::unusable(given, error);
+        let unusable = |error: io::Error| Why::unusable(given, &error);
         let (began, mut told) = (Instant::now(), false);
         loop {
             let lock = open(given).map_err(unusable)?;

@@ -87,7 +87,7 @@ impl Why {
     }
 
     /// Something the system says.
-    pub(super) fn unusable(path: &Path, error: impl ToString) -> OpenError {
+    pub(super) fn unusable(path: &Path, error: &dyn ToString) -> OpenError {
         Self::Unusable(error.to_string()).of(path)
     }
 }
