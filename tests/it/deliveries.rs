@@ -146,11 +146,14 @@ impl Store {
             Kind::Sqlite => this.write_history(),
             Kind::Nats => {
                 let finished = millis(SystemTime::now());
-                let record =
-                    json!({ "standing": "coalesced", "finished": finished, "destinations": ["app"] });
+                let record = json!({ "state": "coalesced", "finished": finished, "destinations": ["app"] });
                 this.on_nats(async |stream| {
-                    let published = stream.publish("HOOKGATE.j.esc.app.4", record.to_string().into()).await;
-                    published.unwrap().await.unwrap();
+                    let deliveries = stream.get_stream("HOOKGATE").await.unwrap();
+                    let fourth = deliveries.get_raw_message(4).await.unwrap();
+                    let meta = fourth.headers.get("Hookgate-Delivery").unwrap().as_str();
+                    let meta: Value = serde_json::from_str(meta).unwrap();
+                    let subject = format!("HOOKGATE.j.esc.app.4-{}", meta["nonce"].as_str().unwrap());
+                    stream.publish(subject, record.to_string().into()).await.unwrap().await.unwrap();
                 });
             }
         }

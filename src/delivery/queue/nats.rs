@@ -4,17 +4,26 @@
 //! commits the whole fan-out. `NAME_JOBS` holds a record for each job that has one: where it stands, and its attempts. A job
 //! without a record waits. What is in the streams is all there is; replicas and commands keep nothing of their own.
 //!
-//! - The subject of a delivery ends in a digest of its ID, and it is published on the condition that the subject's last
-//!   message is still the one that was looked at. So of two copies that come to two replicas at once, one is stored.
-//! - Every recipient has a durable consumer, which says who has a job at the moment. What becomes of the job is decided by
-//!   its record alone, which is written before the consumer is told: a message that comes again finds that all is done.
-//! - Records are written on the condition that nobody else wrote meanwhile, too.
-//! - To deliver a finished job once more, a message without a body is published that calls it back. It counts how
-//!   often that was done, so that an old call is known as such.
+//! The life of a job:
 //!
-//! `connect` connects, `wire` and `record` are what is written, `store` reads and writes, `feed` brings jobs, which `look`
-//! tells from other messages, and `hold` takes their verdicts, `browse` is the log, `sweep` forgets what is old.
+//! 1. Its delivery is published (`enqueue`), on the condition that the subject's last message is still the one that was
+//!    looked at: the subject ends in a digest of the ID, so of two copies that come to two replicas at once, one is stored.
+//! 2. Its recipient's durable consumer brings the message to one of the replicas (`feed`), which reads the job's record
+//!    (`look`). If the job waits and is due, it is leased: held, and renewed every few seconds.
+//! 3. Its verdict is written to the record (`hold`), on the condition that nobody else wrote meanwhile, and then the message
+//!    is acknowledged. A message that comes again finds in the record that all is done. A verdict that cannot be written is
+//!    kept and tried again, the lease renewed; until then nothing new is leased, and the queue is not ready.
+//! 4. To deliver a finished job once more, a message without a body is published that calls it.
+//! 5. When it is old, or room is needed, its delivery and its record are deleted (`sweep`).
+//!
+//! A record names its delivery by a nonce that was written with it. So whatever is lost, cleared or restored of one stream:
+//! a record is never taken for that of another delivery. What the loss of records leaves behind, jobs that wait and that no
+//! consumer will bring, is found and called (`audit`).
+//!
+//! `connect` connects, `shape` is what the streams have to be like, `wire` and `record` are what is written, `store` reads and
+//! writes, `browse` is the log.
 
+mod audit;
 mod browse;
 mod connect;
 mod enqueue;
@@ -22,12 +31,14 @@ mod feed;
 mod hold;
 mod look;
 mod record;
+mod shape;
+mod stock;
 mod store;
 mod sweep;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     path::PathBuf,
     sync::{
@@ -38,18 +49,18 @@ use std::{
 };
 
 use async_nats::{ConnectOptions, ServerAddr};
-use tokio::{
-    runtime::Handle,
-    sync::watch,
-    time::{Instant, timeout},
-};
+use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
+    audit::Known,
     connect::{Connections, options, split},
     feed::Feed,
     hold::Held,
-    store::{Shape, Store, disconnected},
+    shape::Shape,
+    stock::Counted,
+    store::{Store, disconnected},
+    sweep::{Room, Swept},
     wire::Names,
 };
 use super::{
@@ -128,17 +139,20 @@ struct Shared {
     full: AtomicBool,
     bytes: AtomicU64,
     dead_dropped: AtomicU64,
-    /// Everything was swept once.
-    swept: AtomicBool,
+    /// Up to which change of the connection the streams were looked at: deliveries are taken then only.
+    checked: AtomicU64,
+    /// What a process that was killed, or a stream that was lost, has left is to be put right.
+    untidy: AtomicBool,
+    counted: Mutex<Option<Counted>>,
     /// The largest body of a delivery. `None`: this is no service, but a command beside it.
     max_body: Option<usize>,
     /// The server's limit that was warned of.
     warned: AtomicUsize,
-    /// Who makes room, and when there was none to make.
-    room: tokio::sync::Mutex<Option<Instant>>,
+    /// Who makes room.
+    room: tokio::sync::Mutex<Room>,
     feeds: Mutex<HashMap<Recipient, Arc<Feed>>>,
     /// Recipients that are known to have consumers.
-    known: Mutex<HashMap<Recipient, bool>>,
+    known: Mutex<HashSet<Recipient>>,
     held: Held,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -198,10 +212,12 @@ impl Nats {
             full: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             dead_dropped: AtomicU64::new(0),
-            swept: AtomicBool::new(false),
+            checked: AtomicU64::new(u64::MAX),
+            untidy: AtomicBool::new(true),
+            counted: Mutex::default(),
             max_body,
             warned: AtomicUsize::new(0),
-            room: tokio::sync::Mutex::new(None),
+            room: tokio::sync::Mutex::default(),
             feeds: Mutex::default(),
             known: Mutex::default(),
             held: Held::default(),
@@ -260,10 +276,16 @@ impl Shared {
             self.spawn(async move { this.look_after(task).await });
         }
         let mut connections = self.connections.subscribe();
-        let mut set_up = false;
+        let mut known = Known::default();
         while !self.closing.is_cancelled() {
-            connections.mark_unchanged();
-            let health = self.check(&store, shape, &mut set_up).await;
+            let connection = connections.borrow_and_update().changes;
+            let looked = timeout(CHECK, self.check(&store, shape, &mut known, connection)).await;
+            let health = match looked {
+                Ok(Ok(())) => Health::Ready,
+                Ok(Err(QueueError::Unavailable(why))) => Health::NotReady(why),
+                Ok(Err(full @ QueueError::Full)) => Health::NotReady(full.to_string()),
+                Err(_) => Health::NotReady("NATS does not answer in time".to_owned()),
+            };
             let failed = health != Health::Ready;
             self.health.send_if_modified(|known| {
                 let changed = *known != health;
@@ -276,43 +298,39 @@ impl Shared {
                 () = tokio::time::sleep(pause) => {}
                 // The senders are in `self`.
                 _ = connections.changed() => {}
+                // Verdicts cannot be written, or can again.
+                () = self.held.wait(self.held.trouble().is_none()) => {}
             }
         }
     }
 
-    async fn check(&self, store: &Store, shape: Shape, set_up: &mut bool) -> Health {
+    /// Whether deliveries can be taken, and all that has to be right for it.
+    async fn check(
+        self: &Arc<Self>,
+        store: &Store,
+        shape: Shape,
+        known: &mut Known,
+        connection: u64,
+    ) -> Result<(), QueueError> {
         if !store.is_connected() {
             let trouble = self.connections.borrow().trouble.clone();
             let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
-            return Health::NotReady(format!("there is no connection to NATS{trouble}"));
+            return Err(QueueError::Unavailable(format!("there is no connection to NATS{trouble}")));
         }
         self.compare(store.client.max_payload());
-        let looked = timeout(CHECK, async {
-            if !*set_up {
-                if self.serves() {
-                    store.set_up(shape).await?;
-                }
-                *set_up = true;
-            }
-            store.bytes().await
-        });
-        match looked.await {
-            Ok(Ok(bytes)) => self.bytes.store(bytes, Ordering::Relaxed),
-            Ok(Err(error)) => {
-                // Perhaps a stream is gone.
-                *set_up = false;
-                lock(&self.known).clear();
-                return Health::NotReady(error.to_string());
-            }
-            Err(_) => return Health::NotReady("NATS does not answer in time".to_owned()),
+        if !self.serves() {
+            return store.bytes().await.map(drop);
         }
+        let looked = self.look_at_streams(store, shape, known, connection).await;
+        self.checked.store(if looked.is_ok() { connection } else { u64::MAX }, Ordering::Release);
+        looked?;
         if self.full.load(Ordering::Relaxed) {
-            if self.make_room(store).await.is_err() {
-                return Health::NotReady(QueueError::Full.to_string());
-            }
+            self.make_room(store).await.map_err(|_full| QueueError::Full)?;
             self.full.store(false, Ordering::Relaxed);
         }
-        Health::Ready
+        self.held.trouble().map_or(Ok(()), |why| {
+            Err(QueueError::Unavailable(format!("what became of deliveries cannot be recorded: {why}")))
+        })
     }
 
     const fn serves(&self) -> bool {
@@ -342,11 +360,12 @@ impl Shared {
                 (shortest / 4).clamp(Duration::from_millis(250), Duration::from_secs(60))
             }
         };
+        let mut swept = Swept::default();
         while self.closing.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
             match task {
-                Task::Renew => self.held.renew(store).await,
+                Task::Renew => self.held.renew(store, hold::RENEW / 2).await,
                 Task::Sweep if store.is_connected() => {
-                    if let Err(error) = self.sweep(store).await {
+                    if let Err(error) = self.sweep(store, &mut swept).await {
                         tracing::debug!(%error, "old deliveries stay for now");
                     }
                 }
@@ -369,8 +388,20 @@ impl Shared {
         if store.is_connected() { Ok(store) } else { Err(disconnected()) }
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.tasks.spawn_on(task, &self.runtime);
+    /// The store, if it takes deliveries now: after a connection was lost, what is behind the new one is looked at first.
+    fn takes(&self) -> Result<&Store, QueueError> {
+        let store = self.ready()?;
+        if self.connections.borrow().changes == self.checked.load(Ordering::Acquire) {
+            return Ok(store);
+        }
+        match &*self.health.borrow() {
+            Health::NotReady(why) => Err(QueueError::Unavailable(why.clone())),
+            Health::Ready => Err(QueueError::Unavailable("the connection to NATS is new".to_owned())),
+        }
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.tasks.spawn_on(task, &self.runtime)
     }
 
     async fn close(&self) -> Result<(), QueueError> {
@@ -406,8 +437,9 @@ impl Queue for Nats {
         Box::pin(self.shared.enqueue(delivery))
     }
 
-    fn lease<'a>(&'a self, recipient: &'a Recipient, policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
-        Box::pin(feed::lease(&self.shared, recipient, policy, max))
+    fn lease<'a>(&'a self, recipient: &'a Recipient, _policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
+        // The configuration refuses every policy but the one.
+        Box::pin(feed::lease(&self.shared, recipient, max))
     }
 
     fn stock(&self) -> Answer<'_, Stock> {

@@ -69,6 +69,16 @@ impl NatsServer {
         self.child = Some(command.spawn().expect("nats-server is installed"));
     }
 
+    /// Where it keeps a stream.
+    pub(crate) fn folder_of(&self, stream: &str) -> PathBuf {
+        self.dir.path().join("js/jetstream/$G/streams").join(stream)
+    }
+
+    /// Where it keeps everything.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.dir.path().join("js")
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.path().join("nats.log")
     }

@@ -1,33 +1,48 @@
 //! The log: listing jobs, showing one, calling back, forgetting. Works on the streams alone, from any process.
 
-use std::{collections::BTreeSet, time::SystemTime};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::jetstream::message::AckKind;
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::{
     enqueue::call_back,
-    record::{JobRecord, Standing, time},
-    store::{AT_ONCE, Refused, Store, Which},
+    record::{JobRecord, time},
+    store::{AT_ONCE, REQUEST, Refused, Store, Which, info_of, unavailable},
+    sweep::IN_HAND,
     wire::{JobKey, Message, Meta, Stored},
 };
 use crate::delivery::queue::{Details, Filter, JobId, QueueError, Recipient, Record, State};
 
 /// How often something is tried again because others changed it.
 const TRIES: usize = 8;
+/// The ID of what was delivered no longer ago stays known when it is purged: a command does not know the window.
+const LATELY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many deliveries are read at a time, at first and at most.
 const WINDOW: u64 = 256;
 const MAX_WINDOW: u64 = 8192;
 
 pub(super) async fn list(store: &Store, filter: &Filter, max: usize) -> Result<Vec<Record>, QueueError> {
-    let found = select(store, filter, max).await?;
-    Ok(found.into_iter().map(|found| found.record).collect())
+    let mut pages = Pages::new(store, filter).await?;
+    let mut found = Vec::new();
+    while found.len() < max
+        && let Some(page) = pages.next().await?
+    {
+        found.extend(page.into_iter().map(|found| found.shown));
+    }
+    found.truncate(max);
+    Ok(found)
 }
 
 pub(super) async fn show(store: &Store, id: &JobId) -> Result<Option<Details>, QueueError> {
-    let Some(job) = JobKey::parse(&id.0) else { return Ok(None) };
-    let Some(delivery) = store.delivery(Which::At(job.sequence)).await? else { return Ok(None) };
-    if !delivery.meta.destinations.contains(&job.destination) {
+    let Some((sequence, destination)) = JobKey::parse(&id.0) else { return Ok(None) };
+    let Some(delivery) = store.delivery(Which::At(sequence)).await? else { return Ok(None) };
+    let job = delivery.job(destination);
+    if !delivery.meta.has(&job) {
         return Ok(None);
     }
     let base = store.record(&delivery.meta.webhook, &job).await?;
@@ -40,52 +55,76 @@ pub(super) async fn show(store: &Store, id: &JobId) -> Result<Option<Details>, Q
 }
 
 pub(super) async fn redeliver(store: &Store, filter: &Filter) -> Result<u64, QueueError> {
-    let mut count: u64 = 0;
-    for found in select(store, filter, usize::MAX).await? {
-        if redeliver_one(store, &found.job).await? {
-            count = count.saturating_add(1);
-        }
-    }
-    flush(store).await?;
-    Ok(count)
+    change(store, filter, Change::Redeliver).await
 }
 
 pub(super) async fn purge(store: &Store, filter: &Filter) -> Result<u64, QueueError> {
-    let mut count: u64 = 0;
-    for found in select(store, filter, usize::MAX).await? {
-        if purge_one(store, &found.job).await? {
-            count = count.saturating_add(1);
-        }
+    let Filter { ids, states, webhook, destination, event, since, until } = filter;
+    let all_dead = ids.is_empty()
+        && event.is_none()
+        && since.is_none()
+        && until.is_none()
+        && (states.is_empty() || states.contains(&State::Dead));
+    let [_, jobs] = store.infos().await?;
+    let count = change(store, filter, Change::Purge { unmark: !all_dead }).await?;
+    if all_dead {
+        // The marks of all of them at once.
+        let marks = store.names.marks(webhook.as_deref(), destination.as_deref());
+        store.unmark(marks, jobs.state.last_sequence.saturating_add(1)).await?;
     }
-    flush(store).await?;
     Ok(count)
 }
 
-/// What was told without an answer has left this process when it ends.
-async fn flush(store: &Store) -> Result<(), QueueError> {
-    match tokio::time::timeout(super::store::REQUEST, store.client.flush()).await {
-        Ok(flushed) => flushed.map_err(super::store::unavailable),
-        Err(_) => Err(QueueError::Unavailable("NATS does not answer in time".to_owned())),
-    }
+/// What is done with a job.
+#[derive(Debug, Clone, Copy)]
+enum Change {
+    Redeliver,
+    /// With its mark, or all marks are taken away afterwards.
+    Purge {
+        unmark: bool,
+    },
 }
 
-async fn redeliver_one(store: &Store, job: &JobKey) -> Result<bool, QueueError> {
-    let Some(delivery) = store.delivery(Which::At(job.sequence)).await? else { return Ok(false) };
+/// Changes what a filter means, some jobs at a time. How many were changed.
+async fn change(store: &Store, filter: &Filter, change: Change) -> Result<u64, QueueError> {
+    let mut pages = Pages::new(store, filter).await?;
+    let mut count: u64 = 0;
+    while let Some(mut page) = pages.next().await? {
+        while !page.is_empty() {
+            let some = page.drain(..page.len().min(AT_ONCE)).map(|found| async move {
+                match change {
+                    Change::Redeliver => redeliver_one(store, &found).await,
+                    Change::Purge { unmark } => purge_one(store, &found, unmark).await,
+                }
+            });
+            for changed in join_all(some).await {
+                count = count.saturating_add(u64::from(changed?));
+            }
+        }
+    }
+    // What was told without an answer has left this process when it ends.
+    match timeout(REQUEST, store.client.flush()).await {
+        Ok(flushed) => flushed.map_err(unavailable)?,
+        Err(_) => return Err(QueueError::Unavailable("NATS does not answer in time".to_owned())),
+    }
+    Ok(count)
+}
+
+async fn redeliver_one(store: &Store, found: &Found) -> Result<bool, QueueError> {
+    let (webhook, job) = (&found.shown.recipient.webhook, &found.job);
     for _ in 0..TRIES {
-        let base = store.record(&delivery.meta.webhook, job).await?;
         // Without a record it is due already.
-        let Some((sequence, mut record)) = base else { return Ok(true) };
-        match record.standing {
-            Standing::Purged => return Ok(false),
-            Standing::Waiting => {
+        let Some((sequence, mut record)) = store.record(webhook, job).await? else { return Ok(true) };
+        match record.state() {
+            None => return Ok(false),
+            Some(State::Waiting) => {
                 let later = record.due.is_some_and(|due| time(due) > SystemTime::now());
                 // If it is due it may be leased: it is not to be brought to somebody else as well.
                 if !later {
                     return Ok(true);
                 }
                 record.due = None;
-                record.chosen = true;
-                match store.write(&delivery.meta.webhook, job, sequence, &record).await {
+                match store.write(webhook, job, sequence, &record).await {
                     Ok(_) => {
                         if let Some(reply) = &record.reply {
                             store.reply(reply, AckKind::Nak(None)).await;
@@ -96,8 +135,8 @@ async fn redeliver_one(store: &Store, job: &JobKey) -> Result<bool, QueueError> 
                     Err(refused) => return Err(refused.into()),
                 }
             }
-            Standing::Delivered | Standing::Dead | Standing::Coalesced => {
-                call_back(store, &delivery, job, &record).await?;
+            Some(State::Delivered | State::Dead | State::Coalesced) => {
+                call_back(store, webhook, job, &record).await?;
                 return Ok(true);
             }
         }
@@ -105,36 +144,54 @@ async fn redeliver_one(store: &Store, job: &JobKey) -> Result<bool, QueueError> 
     Err(Refused::Stale.into())
 }
 
-async fn purge_one(store: &Store, job: &JobKey) -> Result<bool, QueueError> {
-    let Some(delivery) = store.delivery(Which::At(job.sequence)).await? else { return Ok(false) };
-    let webhook = &delivery.meta.webhook;
+/// Forgets a job, and takes its mark away, if that is wanted.
+async fn purge_one(store: &Store, found: &Found, unmark: bool) -> Result<bool, QueueError> {
+    let (webhook, job) = (&found.shown.recipient.webhook, &found.job);
+    let mut base = found.record.clone();
     for _ in 0..TRIES {
-        let base = store.record(webhook, job).await?;
         let sequence = base.as_ref().map_or(0, |(sequence, _)| *sequence);
-        let mut record =
-            base.map_or_else(|| JobRecord::waiting(&delivery.meta.destinations), |(_, record)| record);
-        if record.standing == Standing::Purged {
-            return Ok(false);
+        let mut record = base.map_or_else(|| JobRecord::waiting(&found.destinations), |(_, record)| record);
+        let Some(was) = record.state() else { return Ok(false) };
+        if was == State::Delivered {
+            let Record { delivery_id, finished, .. } = &found.shown;
+            store.remember(webhook, delivery_id, &found.digest, *finished, LATELY).await?;
         }
-        let was_dead = record.standing == Standing::Dead;
         let reply = record.reply.clone();
-        record.purge();
+        let rests = record.finished().and_then(|at| SystemTime::now().duration_since(at).ok());
+        if found.destinations.len() == 1 && rests.is_some_and(|rests| rests > IN_HAND) {
+            // Nobody has it in hand any more: it needs no record that keeps it from coming back.
+            store.delete_delivery(job.sequence).await?;
+            if !store.delete_record(sequence).await?
+                && let Some((sequence, _)) = store.record(webhook, job).await?
+            {
+                store.delete_record(sequence).await?;
+            }
+            if was == State::Dead && unmark {
+                store.mark(webhook, job, false).await?;
+            }
+            return Ok(true);
+        }
+        record.finish(None, None);
         match store.write(webhook, job, sequence, &record).await {
             Ok(_) => {}
-            Err(Refused::Stale) => continue,
+            Err(Refused::Stale) => {
+                base = store.record(webhook, job).await?;
+                continue;
+            }
             Err(refused) => return Err(refused.into()),
         }
         if let Some(reply) = reply {
             store.reply(&reply, AckKind::Ack).await;
         }
-        if was_dead {
+        if was == State::Dead && unmark {
             store.mark(webhook, job, false).await?;
         }
-        let jobs = store.records(&delivery).await?;
-        let purged = |record: &(u64, JobRecord)| record.1.standing == Standing::Purged;
-        if jobs.iter().all(|(_, record)| record.as_ref().is_some_and(purged)) {
+        let others = found.destinations.iter().filter(|name| **name != job.destination);
+        let others = others.map(|destination| JobKey { destination: destination.clone(), ..job.clone() });
+        let others = store.records(webhook, others).await?;
+        if others.iter().all(|(_, other)| other.as_ref().is_some_and(|(_, other)| other.state().is_none())) {
             // The records go with the next sweep: somebody may have the message in hand.
-            store.delete_delivery(delivery.sequence).await?;
+            store.delete_delivery(job.sequence).await?;
         }
         return Ok(true);
     }
@@ -144,7 +201,11 @@ async fn purge_one(store: &Store, job: &JobKey) -> Result<bool, QueueError> {
 /// A job that a filter means.
 struct Found {
     job: JobKey,
-    record: Record,
+    destinations: Vec<String>,
+    /// Of its body.
+    digest: String,
+    record: Option<(u64, JobRecord)>,
+    shown: Record,
 }
 
 /// What is known of a delivery without its body.
@@ -160,113 +221,140 @@ impl From<Stored> for Head {
     }
 }
 
-async fn select(store: &Store, filter: &Filter, max: usize) -> Result<Vec<Found>, QueueError> {
-    if max == 0 {
-        return Ok(Vec::new());
-    }
-    if !filter.ids.is_empty() {
-        let mut sequences = BTreeSet::new();
-        for id in &filter.ids {
-            sequences.extend(JobKey::parse(id).map(|job| job.sequence));
-            let mut scan = store.scan_deliveries(store.names.of_id(filter.webhook.as_deref(), id), 1).await?;
-            while let Some((sequence, _)) = scan.next().await? {
-                sequences.insert(sequence);
+/// The jobs that a filter means, page by page, the newest first.
+struct Pages<'a> {
+    store: &'a Store,
+    filter: &'a Filter,
+    /// Between these deliveries, so many at a time.
+    range: Option<(u64, u64)>,
+    size: u64,
+    /// At these places, after that.
+    places: Vec<u64>,
+}
+
+impl<'a> Pages<'a> {
+    async fn new(store: &'a Store, filter: &'a Filter) -> Result<Self, QueueError> {
+        let Filter { ids, states, webhook, destination, .. } = filter;
+        let mut places = BTreeSet::new();
+        let mut range = None;
+        if !ids.is_empty() {
+            for id in ids {
+                places.extend(JobKey::parse(id).map(|(sequence, _)| sequence));
+                places.extend(store.places(store.names.of_id(webhook.as_deref(), id)).await?);
             }
-            scan.end().await;
+        } else if *states == [State::Dead] {
+            let marks = store.names.marks(webhook.as_deref(), destination.as_deref());
+            places.extend(store.marked(marks).await?.into_iter().map(|(_, job)| job.sequence));
+        } else {
+            let [deliveries, _] = store.infos().await?;
+            let mut first = deliveries.state.first_sequence.max(1);
+            if *states == [State::Waiting] {
+                // Everything before has ended, but for what was called.
+                let floors = store.consumers().await?.into_iter().map(|it| it.ack_floor.stream_sequence);
+                first = first.max(floors.min().map_or(0, |floor| floor.saturating_add(1)));
+                let called = store.calls(webhook.as_deref()).await?;
+                places.extend(called.into_iter().map(|job| job.sequence).filter(|called| *called < first));
+            }
+            range = Some((first, deliveries.state.last_sequence));
         }
-        return select_of(store, filter, sequences, max).await;
+        Ok(Self { store, filter, range, size: WINDOW, places: places.into_iter().collect() })
     }
-    if filter.states == [State::Dead] {
-        let marked = store.marked().await?;
-        let sequences = marked.into_iter().map(|(_, job)| job.sequence).collect();
-        return select_of(store, filter, sequences, max).await;
+
+    /// The next ones. There may be none among them; `None`: it was the last page.
+    async fn next(&mut self) -> Result<Option<Vec<Found>>, QueueError> {
+        if let Some((first, until)) = self.range.filter(|(first, until)| first <= until) {
+            let from = until.saturating_sub(self.size.saturating_sub(1)).max(first);
+            let heads = self.read(from, until).await?;
+            let too_old = |head: &Head| self.filter.since.is_some_and(|since| head.received < since);
+            let ended = heads.first().is_some_and(too_old);
+            self.range = (!ended && from > first).then(|| (first, from.saturating_sub(1)));
+            self.size = self.size.saturating_mul(2).min(MAX_WINDOW);
+            return self.resolve(heads).await.map(Some);
+        }
+        if self.places.is_empty() {
+            return Ok(None);
+        }
+        let some = self.places.split_off(self.places.len().saturating_sub(AT_ONCE));
+        let deliveries = join_all(some.iter().map(|&place| self.store.delivery(Which::At(place)))).await;
+        let deliveries = deliveries.into_iter().collect::<Result<Vec<_>, _>>()?;
+        self.resolve(deliveries.into_iter().flatten().map(Head::from).collect()).await.map(Some)
     }
-    let subjects = match &filter.webhook {
-        Some(webhook) => store.names.of_webhook(webhook),
-        None => store.names.all_deliveries(),
-    };
-    let (first, last) = store.range().await?;
-    let (mut until, mut size) = (last, WINDOW);
-    let mut found = Vec::new();
-    while until >= first && until > 0 && found.len() < max {
-        let from = until.saturating_sub(size - 1).max(first);
+
+    /// The deliveries of a part of the stream.
+    async fn read(&self, from: u64, until: u64) -> Result<Vec<Head>, QueueError> {
+        let names = &self.store.names;
+        let subjects = self.filter.webhook.as_ref();
+        let subjects = subjects.map_or_else(|| names.all_deliveries(), |webhook| names.of_webhook(webhook));
         let mut heads = Vec::new();
-        let mut scan = store.scan_deliveries(subjects.clone(), from).await?;
+        let mut scan = self.store.scan_deliveries(subjects, from).await?;
         while let Some((sequence, message)) = scan.next().await? {
             if sequence > until {
                 break;
             }
-            let headers = message.headers.clone().unwrap_or_default();
-            let info = message.info().map_err(|error| QueueError::Unavailable(error.to_string()))?;
-            if let Some(Message::Delivery(meta)) = Message::read(&headers) {
-                heads.push(Head { sequence, received: info.published.into(), meta: *meta });
+            let received = info_of(&message)?.published.into();
+            if let Some(Message::Delivery(meta)) = Message::read(message.headers.as_ref()) {
+                heads.push(Head { sequence, received, meta: *meta });
             }
         }
         scan.end().await;
-        let too_old = |head: &Head| filter.since.is_some_and(|since| head.received < since);
-        let ended = heads.first().is_some_and(too_old);
-        resolve(store, filter, heads, max, &mut found).await?;
-        if ended || from <= 1 {
-            break;
-        }
-        until = from - 1;
-        size = size.saturating_mul(2).min(MAX_WINDOW);
+        Ok(heads)
     }
-    Ok(found)
-}
 
-async fn select_of(
-    store: &Store,
-    filter: &Filter,
-    sequences: BTreeSet<u64>,
-    max: usize,
-) -> Result<Vec<Found>, QueueError> {
-    let sequences: Vec<_> = sequences.into_iter().collect();
-    let mut found = Vec::new();
-    for some in sequences.rchunks(AT_ONCE) {
-        let deliveries = join_all(some.iter().map(|&sequence| store.delivery(Which::At(sequence)))).await;
-        let deliveries = deliveries.into_iter().collect::<Result<Vec<_>, _>>()?;
-        let heads = deliveries.into_iter().flatten().map(Head::from).collect();
-        resolve(store, filter, heads, max, &mut found).await?;
-        if found.len() >= max {
-            break;
-        }
-    }
-    Ok(found)
-}
-
-/// Adds those jobs of deliveries, of which the last one is the newest, that a filter means.
-async fn resolve(
-    store: &Store,
-    filter: &Filter,
-    heads: Vec<Head>,
-    max: usize,
-    found: &mut Vec<Found>,
-) -> Result<(), QueueError> {
-    let jobs = heads.iter().rev().filter(|head| is_meant(filter, head)).flat_map(|head| {
-        let destinations = head.meta.destinations.iter();
-        let wanted = filter.destination.as_ref();
-        let destinations = destinations.filter(move |name| wanted.is_none_or(|wanted| wanted == *name));
-        destinations.map(move |name| (head, JobKey { sequence: head.sequence, destination: name.clone() }))
-    });
-    let jobs: Vec<_> = jobs.collect();
-    for some in jobs.chunks(AT_ONCE) {
-        let records = join_all(some.iter().map(|(head, job)| store.record(&head.meta.webhook, job))).await;
-        for ((head, job), record) in some.iter().zip(records) {
-            let record = record?.map(|(_, record)| record);
-            let Some(record) = entry(&head.meta, head.received, job, record.as_ref()) else { continue };
-            let named = |name: &String| *name == record.id.0 || *name == record.delivery_id;
-            if (filter.states.is_empty() || filter.states.contains(&record.state))
-                && (filter.ids.is_empty() || filter.ids.iter().any(named))
-            {
-                found.push(Found { job: job.clone(), record });
-            }
-            if found.len() >= max {
-                return Ok(());
+    /// Those jobs of deliveries, of which the last one is the newest, that the filter means.
+    async fn resolve(&self, heads: Vec<Head>) -> Result<Vec<Found>, QueueError> {
+        let Self { store, filter, .. } = self;
+        let mut found = Vec::new();
+        let jobs = heads.iter().rev().filter(|head| is_meant(filter, head)).flat_map(|head| {
+            let destinations = head.meta.destinations.iter();
+            let wanted = filter.destination.as_ref();
+            let destinations = destinations.filter(move |name| wanted.is_none_or(|wanted| wanted == *name));
+            destinations.map(move |name| (head, head.meta.job(head.sequence, name)))
+        });
+        let jobs: Vec<_> = jobs.collect();
+        for some in jobs.chunks(AT_ONCE) {
+            let records =
+                join_all(some.iter().map(|(head, job)| store.record(&head.meta.webhook, job))).await;
+            for ((head, job), record) in some.iter().zip(records) {
+                let record = record?;
+                let known = record.as_ref().map(|(_, record)| record);
+                let Some(shown) = entry(&head.meta, head.received, job, known) else { continue };
+                let named = |name: &String| *name == shown.id.0 || *name == shown.delivery_id;
+                if (filter.states.is_empty() || filter.states.contains(&shown.state))
+                    && (filter.ids.is_empty() || filter.ids.iter().any(named))
+                {
+                    let (destinations, digest) = (head.meta.destinations.clone(), head.meta.digest.clone());
+                    found.push(Found { job: job.clone(), destinations, digest, record, shown });
+                }
             }
         }
+        Ok(found)
     }
-    Ok(())
+}
+
+impl Store {
+    /// Where the messages of these subjects are.
+    async fn places(&self, subjects: String) -> Result<Vec<u64>, QueueError> {
+        let mut scan = self.scan_deliveries(subjects, 1).await?;
+        let mut places = Vec::new();
+        while let Some((sequence, _)) = scan.next().await? {
+            places.push(sequence);
+        }
+        scan.end().await;
+        Ok(places)
+    }
+
+    /// The jobs that were called.
+    async fn calls(&self, webhook: Option<&str>) -> Result<Vec<JobKey>, QueueError> {
+        let mut scan = self.scan_deliveries(self.names.calls(webhook), 1).await?;
+        let mut called = Vec::new();
+        while let Some((_, message)) = scan.next().await? {
+            if let Some(Message::Again(again)) = Message::read(message.headers.as_ref()) {
+                called.push(again.job());
+            }
+        }
+        scan.end().await;
+        Ok(called)
+    }
 }
 
 fn is_meant(filter: &Filter, head: &Head) -> bool {
@@ -279,7 +367,7 @@ fn is_meant(filter: &Filter, head: &Head) -> bool {
 
 /// A job as the log shows it, unless it was forgotten.
 fn entry(meta: &Meta, received: SystemTime, job: &JobKey, record: Option<&JobRecord>) -> Option<Record> {
-    let state = record.map_or(Some(State::Waiting), |record| record.standing.state())?;
+    let state = record.map_or(Some(State::Waiting), JobRecord::state)?;
     let due = record.and_then(|record| record.due.or(record.since)).map_or(received, time);
     Some(Record {
         id: job.id(),
@@ -293,7 +381,7 @@ fn entry(meta: &Meta, received: SystemTime, job: &JobKey, record: Option<&JobRec
         revision: meta.revision,
         received,
         due: (state == State::Waiting).then_some(due),
-        finished: record.and_then(|record| record.finished).map(time),
+        finished: record.and_then(JobRecord::finished),
         attempts: record.map_or(0, |record| record.attempts_ever),
         size: meta.size,
     })

@@ -16,7 +16,7 @@ const MAX_FILE: usize = 1 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     /// How many were made and lost.
-    changes: u64,
+    pub(super) changes: u64,
     /// What the last try to make one ended in.
     pub(super) trouble: Option<String>,
 }
@@ -30,8 +30,8 @@ impl Connections {
             }
             Event::Disconnected => self.changes = self.changes.wrapping_add(1),
             // It names a server at most: the library's errors have no secrets in them.
-            Event::ClientError(error) => self.trouble = Some(error.to_string()),
-            Event::ServerError(error) => self.trouble = Some(error.to_string()),
+            Event::ClientError(error) => self.trouble = Some(store::plain(&error.to_string())),
+            Event::ServerError(error) => self.trouble = Some(store::plain(&error.to_string())),
             _ => {}
         }
     }

@@ -5,22 +5,23 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use bytes::Bytes;
 use tokio::time::timeout;
 
 use super::{
-    Shared, feed,
-    record::{JobRecord, Standing, time},
+    SERVER_WINDOW, Shared, feed,
+    record::{JobRecord, time},
     store::{REQUEST, Refused, Store, Which},
-    wire::{JobKey, Meta, Stored, body_digest, message_id},
+    wire::{Again, JobKey, Message, Meta, Stored, body_digest, message_id},
 };
-use crate::delivery::queue::{Delivery, Enqueued, QueueError, Recipient};
+use crate::delivery::queue::{Delivery, Enqueued, QueueError, Recipient, State};
 
 /// How often an enqueue tries again because others changed what it looked at.
 const TRIES: usize = 8;
 
 impl Shared {
     pub(super) async fn enqueue(&self, delivery: Delivery) -> Result<Enqueued, QueueError> {
-        let store = self.ready()?;
+        let store = self.takes()?;
         match timeout(REQUEST, self.take(store, &delivery)).await {
             Ok(taken) => {
                 if taken == Err(QueueError::Full) {
@@ -33,9 +34,9 @@ impl Shared {
     }
 
     async fn take(&self, store: &Store, delivery: &Delivery) -> Result<Enqueued, QueueError> {
-        for (destination, policy) in &delivery.destinations {
+        for (destination, _) in &delivery.destinations {
             let recipient = Recipient { webhook: delivery.webhook.clone(), destination: destination.clone() };
-            feed::ensure(self, store, &recipient, policy.in_order).await?;
+            feed::ensure(self, store, &recipient).await?;
         }
         let digest = body_digest(&delivery.parcel.body);
         let headers = Meta::new(delivery, &digest).headers();
@@ -46,6 +47,11 @@ impl Shared {
         let mut id = compared.then_some(id.as_str());
         let mut expected = compared.then_some(0);
         let mut swept = false;
+        if self.window > SERVER_WINDOW
+            && let Some(told) = self.judge_gone(store, delivery, &digest).await?
+        {
+            return Ok(told);
+        }
         if self.bytes.load(Ordering::Relaxed) >= self.retention.max_bytes {
             self.make_room(store).await?;
         }
@@ -57,7 +63,13 @@ impl Shared {
                 Ok(written) => {
                     // What the server knows by this ID is looked at, and then no more asked for.
                     id = None;
-                    store.delivery(Which::At(written.sequence)).await?
+                    let known = store.delivery(Which::At(written.sequence)).await?;
+                    if known.is_none()
+                        && let Some(told) = self.judge_gone(store, delivery, &digest).await?
+                    {
+                        return Ok(told);
+                    }
+                    known
                 }
                 Err(Refused::Stale) => match store.delivery(Which::Last(subject.clone())).await? {
                     Some(known) => Some(known),
@@ -78,7 +90,7 @@ impl Shared {
                     Judged::Told(enqueued) => return Ok(enqueued),
                     Judged::Dead(jobs) => {
                         for (job, record) in jobs {
-                            call_back(store, &known, &job, &record).await?;
+                            call_back(store, &known.meta.webhook, &job, &record).await?;
                         }
                         return Ok(Enqueued::Queued);
                     }
@@ -90,16 +102,31 @@ impl Shared {
         Err(Refused::Stale.into())
     }
 
+    /// What a delivery is whose ID came before and was delivered, and whose first copy is gone from the log.
+    async fn judge_gone(
+        &self,
+        store: &Store,
+        delivery: &Delivery,
+        digest: &str,
+    ) -> Result<Option<Enqueued>, QueueError> {
+        let id = delivery.parcel.id.to_str().unwrap_or_default();
+        let Some(gone) = store.remembered(&delivery.webhook, id).await? else { return Ok(None) };
+        let age = SystemTime::now().duration_since(time(gone.finished)).unwrap_or_default();
+        let told = if gone.digest == digest { Enqueued::Duplicate } else { Enqueued::Conflict };
+        Ok((age < self.window).then_some(told))
+    }
+
     /// What a delivery is whose ID came before.
     async fn judge(&self, store: &Store, known: &Stored, digest: &str) -> Result<Judged, QueueError> {
         let now = SystemTime::now();
         let within = |at: SystemTime| now.duration_since(at).unwrap_or(Duration::ZERO) < self.window;
-        let jobs = store.records(known).await?;
-        let standing = |record: &Option<(u64, JobRecord)>| {
-            record.as_ref().map_or(Standing::Waiting, |(_, record)| record.standing)
+        let jobs = store.records(&known.meta.webhook, known.jobs()).await?;
+        let state = |record: &Option<(u64, JobRecord)>| match record {
+            None => Some(State::Waiting),
+            Some((_, record)) => record.state(),
         };
-        let waits = jobs.iter().any(|(_, record)| standing(record) == Standing::Waiting);
-        let finished = jobs.iter().filter_map(|(_, record)| record.as_ref()?.1.finished.map(time)).max();
+        let waits = jobs.iter().any(|(_, record)| state(record) == Some(State::Waiting));
+        let finished = jobs.iter().filter_map(|(_, record)| record.as_ref()?.1.finished()).max();
         let recent = finished.is_some_and(within);
         if known.meta.digest != digest {
             let taken = waits || recent || within(known.received);
@@ -107,7 +134,7 @@ impl Shared {
         }
         let dead: Vec<_> = jobs
             .iter()
-            .filter(|(_, record)| standing(record) == Standing::Dead)
+            .filter(|(_, record)| state(record) == Some(State::Dead))
             .filter_map(|(job, record)| Some((job.clone(), record.clone()?.1)))
             .collect();
         if !dead.is_empty() {
@@ -131,45 +158,52 @@ enum Judged {
 /// the call writes it.
 pub(super) async fn call_back(
     store: &Store,
-    delivery: &Stored,
+    webhook: &str,
     job: &JobKey,
     record: &JobRecord,
 ) -> Result<(), QueueError> {
-    use super::wire::{Again, Message};
-
-    let unreadable = || QueueError::Unavailable(format!("job {} has a subject that is none", job.id()));
-    let subject = store.names.again(&delivery.subject, job).ok_or_else(unreadable)?;
-    let generation = record.generation.saturating_add(1);
-    let last = store.message(Which::Last(subject.clone())).await?;
-    let called = last.as_ref().and_then(|last| Message::read(&last.headers));
-    if !matches!(called, Some(Message::Again(again)) if again.generation >= generation) {
-        let again = Again { sequence: job.sequence, destination: job.destination.clone(), generation };
-        let expected = last.map_or(0, |last| last.sequence);
-        match store.publish(subject, Some(again.headers()), bytes::Bytes::new(), None, Some(expected)).await {
-            // Somebody else called at the same time.
-            Ok(_) | Err(Refused::Stale) => {}
-            Err(refused) => return Err(refused.into()),
-        }
-    }
-    revive(store, &delivery.meta.webhook, job, generation).await
+    let calls = record.calls.saturating_add(1);
+    call(store, webhook, job, calls, 0).await?;
+    revive(store, webhook, job, calls).await
 }
 
-/// Writes that a job waits again for the `generation`th time, unless that is written.
-pub(super) async fn revive(
+/// Publishes a job's call, its `calls`th one, unless there is one that the server has not brought yet: those up to `brought`
+/// it has. Whether it was published.
+pub(super) async fn call(
     store: &Store,
     webhook: &str,
     job: &JobKey,
-    generation: u32,
-) -> Result<(), QueueError> {
+    calls: u32,
+    brought: u64,
+) -> Result<bool, QueueError> {
+    let subject = store.names.again(webhook, job);
+    let last = store.message(Which::Last(subject.clone())).await?;
+    let called = last.as_ref().filter(|last| last.sequence > brought);
+    if let Some(Message::Again(again)) = called.and_then(|last| Message::read(Some(&last.headers)))
+        && again.calls >= calls
+    {
+        return Ok(false);
+    }
+    let headers = Again::new(job, calls).headers();
+    let expected = last.map_or(0, |last| last.sequence);
+    match store.publish(subject, Some(headers), Bytes::new(), None, Some(expected)).await {
+        Ok(_) => Ok(true),
+        // Somebody else called at the same time.
+        Err(Refused::Stale) => Ok(false),
+        Err(refused) => Err(refused.into()),
+    }
+}
+
+/// Writes that a job waits again for the `calls`th time, unless that is written.
+pub(super) async fn revive(store: &Store, webhook: &str, job: &JobKey, calls: u32) -> Result<(), QueueError> {
     for _ in 0..TRIES {
         let Some((sequence, mut record)) = store.record(webhook, job).await? else { return Ok(()) };
-        if record.generation.saturating_add(1) != generation || record.standing == Standing::Purged {
+        let Some(was) = record.state().filter(|_| record.calls.saturating_add(1) == calls) else {
             return Ok(());
-        }
-        let was_dead = record.standing == Standing::Dead;
-        record.revive(generation);
+        };
+        record.revive(calls);
         match store.write(webhook, job, sequence, &record).await {
-            Ok(_) if was_dead => return store.mark(webhook, job, false).await,
+            Ok(_) if was == State::Dead => return store.mark(webhook, job, false).await,
             Ok(_) => return Ok(()),
             Err(Refused::Stale) => {}
             Err(refused) => return Err(refused.into()),

@@ -26,9 +26,9 @@ use super::{
     hold::ACK_WAIT,
     lock,
     look::{Ready, look},
-    store::Store,
+    store::{Store, failed, unavailable},
 };
-use crate::delivery::queue::{Lease, Policy, QueueError, Recipient};
+use crate::delivery::queue::{Lease, QueueError, Recipient};
 
 /// For one request for messages. The server forgets it then.
 const PULL: Duration = Duration::from_secs(5);
@@ -41,7 +41,6 @@ const MAX_PENDING: i64 = 65_536;
 
 /// What is brought to a recipient.
 pub(super) struct Feed {
-    pub(super) policy: Policy,
     /// Leases that callers wait for.
     wanted: AtomicUsize,
     /// Somebody wants more.
@@ -50,14 +49,13 @@ pub(super) struct Feed {
     /// There are leases.
     arrived: Notify,
     ended: CancellationToken,
+    /// When somebody last did.
     asked: Mutex<Instant>,
-    /// One at a time finds the newest of those that are alike: they would get into each other's way.
-    pub(super) choosing: tokio::sync::Mutex<()>,
 }
 
 impl fmt::Debug for Feed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Feed").field("policy", &self.policy).finish_non_exhaustive()
+        f.debug_struct("Feed").finish_non_exhaustive()
     }
 }
 
@@ -71,14 +69,18 @@ impl Drop for Feed {
 pub(super) async fn lease(
     shared: &Arc<Shared>,
     recipient: &Recipient,
-    policy: Policy,
     max: usize,
 ) -> Result<Vec<Lease>, QueueError> {
     let max = max.max(1);
     shared.closed()?;
-    let feed = feed(shared, recipient, policy);
+    let feed = feed(shared, recipient);
     let _wish = Wish::new(&feed, max);
     loop {
+        // What was leased comes to its end first.
+        tokio::select! {
+            () = shared.held.wait(false) => {}
+            () = shared.closing.cancelled() => shared.closed()?,
+        }
         let arrived = feed.arrived.notified();
         let mut leases = Vec::new();
         for ready in feed.take(max) {
@@ -90,9 +92,6 @@ pub(super) async fn lease(
         tokio::select! {
             () = arrived => {}
             () = shared.closing.cancelled() => shared.closed()?,
-            () = feed.ended.cancelled() => {
-                return Err(QueueError::Unavailable("the destination's settings changed".to_owned()));
-            }
         }
     }
 }
@@ -131,54 +130,45 @@ impl Shared {
     }
 }
 
-/// The feed of a recipient; it is started if there is none, or if its policy changed.
-fn feed(shared: &Arc<Shared>, recipient: &Recipient, policy: Policy) -> Arc<Feed> {
+/// The feed of a recipient; it is started if there is none.
+fn feed(shared: &Arc<Shared>, recipient: &Recipient) -> Arc<Feed> {
     let mut feeds = lock(&shared.feeds);
-    if let Some(feed) = feeds.get(recipient).filter(|feed| feed.policy == policy) {
+    if let Some(feed) = feeds.get(recipient) {
         return Arc::clone(feed);
     }
     let feed = Arc::new(Feed {
-        policy,
         wanted: AtomicUsize::new(0),
         demand: Notify::new(),
         ready: Mutex::default(),
         arrived: Notify::new(),
         ended: shared.closing.child_token(),
         asked: Mutex::new(Instant::now()),
-        choosing: tokio::sync::Mutex::new(()),
     });
-    if let Some(former) = feeds.insert(recipient.clone(), Arc::clone(&feed)) {
-        former.ended.cancel();
-    }
+    feeds.insert(recipient.clone(), Arc::clone(&feed));
     drop(feeds);
-    for lane in 0..consumers_of(policy.in_order) {
-        let (shared, weak) = (Arc::clone(shared), Arc::downgrade(&feed));
-        let (recipient, ended) = (recipient.clone(), feed.ended.clone());
-        let this = Arc::clone(&shared);
-        shared.spawn(async move {
-            let bring = async {
-                let mut consumer = None;
-                // The feed goes with its engine.
-                while let Some(feed) = weak.upgrade() {
-                    if let Err(error) = feed.bring(&this, &recipient, lane, &mut consumer).await {
-                        tracing::debug!(%recipient, %error, "no deliveries can be leased now");
-                        consumer = None;
-                        drop(feed);
-                        sleep(PAUSE).await;
-                    }
+    let (this, weak) = (Arc::clone(shared), Arc::downgrade(&feed));
+    let (recipient, ended) = (recipient.clone(), feed.ended.clone());
+    shared.spawn(async move {
+        let bring = async {
+            let mut consumer = None;
+            // The feed goes with its engine.
+            while let Some(feed) = weak.upgrade() {
+                if let Err(error) = feed.bring(&this, &recipient, &mut consumer).await {
+                    tracing::debug!(%recipient, %error, "no deliveries can be leased now");
+                    consumer = None;
+                    // Perhaps it is gone.
+                    lock(&this.known).remove(&recipient);
+                    drop(feed);
+                    sleep(PAUSE).await;
                 }
-            };
-            ended.run_until_cancelled(bring).await;
-            if let Some(feed) = weak.upgrade() {
-                lock(&feed.ready).clear();
             }
-        });
-    }
+        };
+        ended.run_until_cancelled(bring).await;
+        if let Some(feed) = weak.upgrade() {
+            lock(&feed.ready).clear();
+        }
+    });
     feed
-}
-
-const fn consumers_of(in_order: bool) -> usize {
-    if in_order { 17 } else { 1 }
 }
 
 impl Feed {
@@ -197,7 +187,6 @@ impl Feed {
         &self,
         shared: &Arc<Shared>,
         recipient: &Recipient,
-        lane: usize,
         consumer: &mut Option<PullConsumer>,
     ) -> Result<(), QueueError> {
         let missing = self.missing();
@@ -208,34 +197,23 @@ impl Feed {
             }
             return Ok(());
         }
+        shared.held.wait(false).await;
         let store = shared.ready()?;
         let mut connections = shared.connections.subscribe();
         connections.mark_unchanged();
         let consumer = match consumer {
             Some(consumer) => consumer,
-            None => {
-                let (name, filter) = store
-                    .names
-                    .consumers(recipient, self.policy.in_order)
-                    .into_iter()
-                    .nth(lane)
-                    .ok_or_else(|| QueueError::Unavailable("there is no such consumer".to_owned()))?;
-                ensure(shared, store, recipient, self.policy.in_order).await?;
-                self.still_has(shared, store, recipient, &name).await?;
-                let found = create(store, recipient, name, filter, self.policy.in_order).await?;
-                consumer.insert(found)
-            }
+            None => consumer.insert(create(store, recipient).await?),
         };
-        let max = if self.policy.in_order { 1 } else { missing };
-        let pull = consumer.batch().max_messages(max).expires(PULL).messages();
-        let mut messages = pull.await.map_err(super::store::unavailable)?;
+        let pull = consumer.batch().max_messages(missing).expires(PULL).messages();
+        let mut messages = pull.await.map_err(unavailable)?;
         let mut looked_at = FuturesUnordered::new();
         let mut open = true;
         while open || !looked_at.is_empty() {
             tokio::select! {
                 message = messages.next(), if open => match message {
-                    Some(Ok(message)) => looked_at.push(look(shared, store, recipient, self, message)),
-                    Some(Err(error)) => return Err(QueueError::Unavailable(error.to_string())),
+                    Some(Ok(message)) => looked_at.push(look(shared, store, recipient, message)),
+                    Some(Err(error)) => return Err(failed(&*error)),
                     None => open = false,
                 },
                 Some(ready) = looked_at.next(), if !looked_at.is_empty() => {
@@ -252,28 +230,6 @@ impl Feed {
         Ok(())
     }
 
-    /// Whether a consumer is there that was there once. Should it be gone because a replica with newer settings put one of
-    /// the other kind in its place, it is not made again: every job would go to both.
-    async fn still_has(
-        &self,
-        shared: &Shared,
-        store: &Store,
-        recipient: &Recipient,
-        name: &str,
-    ) -> Result<(), QueueError> {
-        let present = store.consumers().await?;
-        let is_there = |name: &str| present.iter().any(|consumer| consumer.name == name);
-        if is_there(name) {
-            return Ok(());
-        }
-        let others = store.names.consumers(recipient, !self.policy.in_order);
-        if others.iter().any(|(other, _)| is_there(other)) {
-            return Err(QueueError::Unavailable("another replica has other settings for it".to_owned()));
-        }
-        lock(&shared.known).remove(recipient);
-        Err(QueueError::Unavailable("its consumer is gone".to_owned()))
-    }
-
     /// Gives back what nobody asked for in a while: others may want it.
     fn release_idle(&self) {
         if self.wanted.load(Ordering::Acquire) == 0 && lock(&self.asked).elapsed() > IDLE {
@@ -283,38 +239,18 @@ impl Feed {
     }
 }
 
-/// Sees to it that a recipient has its consumers.
-pub(super) async fn ensure(
-    shared: &Shared,
-    store: &Store,
-    recipient: &Recipient,
-    in_order: bool,
-) -> Result<(), QueueError> {
-    if lock(&shared.known).get(recipient) == Some(&in_order) {
+/// Sees to it that a recipient has its consumer.
+pub(super) async fn ensure(shared: &Shared, store: &Store, recipient: &Recipient) -> Result<(), QueueError> {
+    if lock(&shared.known).contains(recipient) {
         return Ok(());
     }
-    for (name, filter) in store.names.consumers(recipient, in_order) {
-        create(store, recipient, name, filter, in_order).await?;
-    }
-    // Those of the other kind would bring the same once more.
-    let others = store.names.consumers(recipient, !in_order);
-    let present = store.consumers().await?;
-    for (name, _) in others {
-        if present.iter().any(|consumer| consumer.name == name) {
-            store.delete_consumer(&name).await;
-        }
-    }
-    lock(&shared.known).insert(recipient.clone(), in_order);
+    create(store, recipient).await?;
+    lock(&shared.known).insert(recipient.clone());
     Ok(())
 }
 
-async fn create(
-    store: &Store,
-    recipient: &Recipient,
-    name: String,
-    filter: String,
-    in_order: bool,
-) -> Result<PullConsumer, QueueError> {
+async fn create(store: &Store, recipient: &Recipient) -> Result<PullConsumer, QueueError> {
+    let name = store.names.consumer(recipient);
     let config = pull::Config {
         durable_name: Some(name.clone()),
         name: Some(name),
@@ -322,8 +258,8 @@ async fn create(
         deliver_policy: DeliverPolicy::All,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
-        filter_subject: filter,
-        max_ack_pending: if in_order { 1 } else { MAX_PENDING },
+        filter_subject: store.names.of_webhook(&recipient.webhook),
+        max_ack_pending: MAX_PENDING,
         ..pull::Config::default()
     };
     store.consumer(config).await

@@ -3,24 +3,30 @@
 //! The server takes it for lost after [`ACK_WAIT`]; as long as it is held it is renewed. A verdict is written to the job's
 //! record first, and then told to the server, without waiting for an answer: should it not hear, it brings the message
 //! again, and the record says that there is nothing to do.
+//!
+//! A verdict that cannot be written is kept with its lease, and written when that is possible again. Until then nothing is
+//! leased, so that no more than what was under way has to be kept.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
 use async_nats::jetstream::message::AckKind;
-use tokio::time::Instant;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, sleep},
+};
 
 use super::{
     Shared, lock,
-    record::{JobRecord, Standing, millis},
-    store::{Refused, Store},
+    record::{JobRecord, millis},
+    store::{Refused, Store, disconnected},
     wire::JobKey,
 };
-use crate::delivery::queue::{Answer, Attempt, Hold, QueueError, Verdict};
+use crate::delivery::queue::{Answer, Attempt, Hold, QueueError, State, Verdict};
 
 /// After this time a message that nobody renews goes to another replica.
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
@@ -28,63 +34,71 @@ pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
 pub(super) const RENEW: Duration = Duration::from_secs(3);
 /// How often a verdict is written again because others wrote meanwhile.
 const TRIES: usize = 8;
+/// Before a verdict that could not be written is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
 
-/// The messages that are held.
+/// What this process holds.
 #[derive(Debug, Default)]
-pub(super) struct Held(Mutex<Table>);
+pub(super) struct Held {
+    jobs: Mutex<HashMap<JobKey, Grip>>,
+    trouble: watch::Sender<Trouble>,
+}
 
+/// The message of a held job.
+#[derive(Debug)]
+struct Grip {
+    since: Instant,
+    brought: Brought,
+}
+
+/// Verdicts that cannot be written.
 #[derive(Debug, Default)]
-struct Table {
-    next: u64,
-    replies: HashMap<u64, (Instant, String)>,
+struct Trouble {
+    kept: usize,
+    why: String,
 }
 
 impl Held {
-    fn add(&self, reply: &str) -> u64 {
-        let mut table = lock(&self.0);
-        table.next = table.next.wrapping_add(1);
-        let ticket = table.next;
-        table.replies.insert(ticket, (Instant::now(), reply.to_owned()));
-        ticket
-    }
-
-    fn remove(&self, ticket: u64) {
-        lock(&self.0).replies.remove(&ticket);
-    }
-
-    /// Tells the server that work on everything older than a moment goes on.
-    pub(super) async fn renew(&self, store: &Store) {
+    /// Tells the server that work on everything that is held for this long goes on.
+    pub(super) async fn renew(&self, store: &Store, older: Duration) {
         let replies: Vec<_> = {
-            let table = lock(&self.0);
-            let old = table.replies.values().filter(|(since, _)| since.elapsed() >= RENEW / 2);
-            old.map(|(_, reply)| reply.clone()).collect()
+            let jobs = lock(&self.jobs);
+            let old = jobs.values().filter(|grip| grip.since.elapsed() >= older);
+            old.map(|grip| grip.brought.reply.clone()).collect()
         };
         for reply in replies {
             store.reply(&reply, AckKind::Progress).await;
         }
     }
-}
 
-/// A message in hand. Dropped, it is no longer renewed.
-pub(super) struct InHand {
-    pub(super) reply: String,
-    /// Its sequence, if it is a call for a finished job: then it is deleted when done.
-    pub(super) call: Option<u64>,
-    shared: Arc<Shared>,
-    ticket: u64,
-}
-
-impl InHand {
-    pub(super) fn new(shared: &Arc<Shared>, reply: &str) -> Self {
-        let ticket = shared.held.add(reply);
-        Self { reply: reply.to_owned(), call: None, shared: Arc::clone(shared), ticket }
+    /// Why verdicts cannot be written, if they cannot.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.borrow();
+        (trouble.kept > 0).then(|| trouble.why.clone())
     }
 
+    /// Waits until verdicts can be written, or cannot.
+    pub(super) async fn wait(&self, troubled: bool) {
+        // The sender is in `self`.
+        drop(self.trouble.subscribe().wait_for(|trouble| (trouble.kept > 0) == troubled).await);
+    }
+}
+
+/// A message that the server has brought.
+#[derive(Debug, Clone)]
+pub(super) struct Brought {
+    pub(super) reply: String,
+    pub(super) sequence: u64,
+    /// It calls a job, and is deleted when that is done.
+    pub(super) is_call: bool,
+}
+
+impl Brought {
     /// The server need not bring it again.
     pub(super) async fn done(&self, store: &Store) {
         store.reply(&self.reply, AckKind::Ack).await;
-        if let Some(sequence) = self.call
-            && let Err(error) = store.delete_delivery(sequence).await
+        if self.is_call
+            && let Err(error) = store.delete_delivery(self.sequence).await
         {
             // It does no harm where it is, and is deleted when it comes again or grows old.
             tracing::debug!(%error, "an old call stays");
@@ -98,9 +112,45 @@ impl InHand {
     }
 }
 
+/// A job in hand. Dropped, it is no longer renewed.
+pub(super) struct InHand {
+    pub(super) job: JobKey,
+    pub(super) brought: Brought,
+    /// It is leased: whoever drops it on the way gives it back.
+    pub(super) goes_back: Option<Store>,
+    shared: Arc<Shared>,
+}
+
+impl InHand {
+    /// Takes a job, unless this process has it already. Then the message that was brought is that which brought it, or comes
+    /// again later.
+    pub(super) async fn take(
+        shared: &Arc<Shared>,
+        store: &Store,
+        job: JobKey,
+        brought: Brought,
+    ) -> Option<Self> {
+        let same = match lock(&shared.held.jobs).entry(job.clone()) {
+            Entry::Vacant(free) => {
+                free.insert(Grip { since: Instant::now(), brought: brought.clone() });
+                return Some(Self { job, brought, goes_back: None, shared: Arc::clone(shared) });
+            }
+            Entry::Occupied(taken) => taken.get().brought.sequence == brought.sequence,
+        };
+        if !same {
+            brought.later(store, PAUSE).await;
+        }
+        None
+    }
+}
+
 impl Drop for InHand {
     fn drop(&mut self) {
-        self.shared.held.remove(self.ticket);
+        lock(&self.shared.held.jobs).remove(&self.job);
+        if let Some(store) = self.goes_back.take() {
+            let brought = self.brought.clone();
+            self.shared.spawn(async move { brought.later(&store, Duration::ZERO).await });
+        }
     }
 }
 
@@ -109,8 +159,8 @@ pub(super) struct Leased {
     pub(super) store: Store,
     pub(super) in_hand: InHand,
     pub(super) webhook: String,
-    pub(super) job: JobKey,
-    pub(super) generation: u32,
+    /// How often it has been called.
+    pub(super) calls: u32,
     /// The record as it was, with its sequence.
     pub(super) base: Option<(u64, JobRecord)>,
     /// Every destination of its delivery.
@@ -119,87 +169,150 @@ pub(super) struct Leased {
 
 impl fmt::Debug for Leased {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Leased").field("job", &self.job).finish_non_exhaustive()
+        f.debug_struct("Leased").field("job", &self.in_hand.job).finish_non_exhaustive()
     }
 }
 
-/// What the server is to be told.
-enum Told {
-    Done,
-    Later(Duration),
+/// A verdict that is to be written.
+struct Settling {
+    verdict: Verdict,
+    attempt: Option<Attempt>,
+    at: SystemTime,
+}
+
+impl Settling {
+    /// When the job is due again.
+    fn due(&self) -> Option<SystemTime> {
+        match self.verdict {
+            Verdict::Retry(delay) => Some(self.at.checked_add(delay).unwrap_or(self.at)),
+            Verdict::Delivered | Verdict::Dead(_) => None,
+        }
+    }
 }
 
 impl Leased {
-    async fn write(&self, verdict: Verdict, attempt: Option<&Attempt>) -> Result<Told, QueueError> {
+    /// Writes the verdict and tells the server.
+    async fn settle(&mut self, settling: &Settling) -> Result<(), QueueError> {
+        let waits = self.write(settling).await?;
+        let brought = &self.in_hand.brought;
+        if waits && let Some(due) = settling.due() {
+            let delay = due.duration_since(SystemTime::now()).unwrap_or_default();
+            brought.later(&self.store, delay).await;
+        } else {
+            brought.done(&self.store).await;
+        }
+        self.in_hand.goes_back = None;
+        Ok(())
+    }
+
+    /// Writes the verdict to the record. Whether that is what counts: others may have brought the job to an end.
+    async fn write(&self, settling: &Settling) -> Result<bool, QueueError> {
+        let job = &self.in_hand.job;
         let mut base = self.base.clone();
         for _ in 0..TRIES {
             let sequence = base.as_ref().map_or(0, |(sequence, _)| *sequence);
             let mut record =
                 base.map_or_else(|| JobRecord::waiting(&self.destinations), |(_, record)| record);
-            if record.standing == Standing::Purged || record.generation != self.generation {
-                // It was forgotten or ended meanwhile: a lease that was lost has no say.
-                return Ok(Told::Done);
-            }
-            let was = record.standing;
-            if let Some(attempt) = attempt {
+            let Some(was) = record.state().filter(|_| record.calls == self.calls) else {
+                // It was forgotten, or called back: a lease that was lost has no say.
+                return Ok(false);
+            };
+            if let Some(attempt) = &settling.attempt {
+                if record.has(attempt) {
+                    // The server did not come to saying that it has it.
+                    return Ok(true);
+                }
                 record.add(attempt);
             }
-            let told = match verdict {
-                Verdict::Delivered => {
-                    record.finish(Standing::Delivered);
-                    Told::Done
+            match settling.verdict {
+                Verdict::Delivered => record.finish(Some(State::Delivered), None),
+                _ if was != State::Waiting => {}
+                Verdict::Dead(death) => record.finish(Some(State::Dead), Some(death)),
+                Verdict::Retry(_) => {
+                    record.due = settling.due().map(millis);
+                    record.reply = Some(self.in_hand.brought.reply.clone());
                 }
-                // Others took it for lost, and brought it to an end.
-                _ if was != Standing::Waiting => Told::Done,
-                Verdict::Dead(death) => {
-                    record.die(death);
-                    Told::Done
-                }
-                Verdict::Retry(delay) => {
-                    let due = SystemTime::now().checked_add(delay).unwrap_or_else(SystemTime::now);
-                    record.due = Some(millis(due));
-                    record.reply = Some(self.in_hand.reply.clone());
-                    // It was the newest when it was tried; it need not be next time. What was called back stays that.
-                    record.chosen &= record.generation > 0;
-                    Told::Later(delay)
-                }
-            };
-            match self.store.write(&self.webhook, &self.job, sequence, &record).await {
+            }
+            match self.store.write(&self.webhook, job, sequence, &record).await {
                 Ok(_) => {
-                    let is_dead = record.standing == Standing::Dead;
-                    if is_dead != (was == Standing::Dead)
-                        && let Err(error) = self.store.mark(&self.webhook, &self.job, is_dead).await
+                    let is_dead = record.state() == Some(State::Dead);
+                    if is_dead != (was == State::Dead)
+                        && let Err(error) = self.store.mark(&self.webhook, job, is_dead).await
                     {
-                        // The sweep sees to it.
+                        // The next start sees to it.
                         tracing::debug!(%error, "a dead letter is not counted yet");
                     }
-                    return Ok(told);
+                    return Ok(record.state() == Some(State::Waiting));
                 }
-                Err(Refused::Stale) => base = self.store.record(&self.webhook, &self.job).await?,
+                Err(Refused::Stale) => base = self.store.record(&self.webhook, job).await?,
                 Err(refused) => return Err(refused.into()),
             }
         }
         Err(Refused::Stale.into())
     }
+
+    /// Tries again until the verdict is written, or the end comes.
+    async fn keep(mut self: Box<Self>, settling: Settling, mut why: QueueError) -> Result<(), QueueError> {
+        let shared = Arc::clone(&self.in_hand.shared);
+        let mut connections = shared.connections.subscribe();
+        let kept = Kept::new(&shared.held);
+        loop {
+            kept.because(&why);
+            connections.mark_unchanged();
+            tokio::select! {
+                () = sleep(PAUSE) => {}
+                _ = connections.changed() => {}
+                () = shared.closing.cancelled() => return Err(why),
+            }
+            let settled = if self.store.is_connected() {
+                Self::settle(&mut self, &settling).await
+            } else {
+                Err(disconnected())
+            };
+            match settled {
+                Ok(()) => return Ok(()),
+                Err(error) => why = error,
+            }
+        }
+    }
+}
+
+/// A verdict that is kept.
+struct Kept<'a>(&'a Held);
+
+impl<'a> Kept<'a> {
+    fn new(held: &'a Held) -> Self {
+        held.trouble.send_modify(|trouble| trouble.kept = trouble.kept.saturating_add(1));
+        Self(held)
+    }
+
+    fn because(&self, why: &QueueError) {
+        self.0.trouble.send_modify(|trouble| trouble.why = why.to_string());
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        self.0.trouble.send_modify(|trouble| trouble.kept = trouble.kept.saturating_sub(1));
+    }
 }
 
 impl Hold for Leased {
-    fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
+    fn settle(mut self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
         Box::pin(async move {
-            match self.write(verdict, attempt.as_ref()).await {
-                Ok(Told::Done) => self.in_hand.done(&self.store).await,
-                Ok(Told::Later(delay)) => self.in_hand.later(&self.store, delay).await,
-                Err(error) => {
-                    self.in_hand.later(&self.store, Duration::ZERO).await;
-                    return Err(error);
-                }
-            }
-            Ok(())
+            let settling = Settling { verdict, attempt, at: SystemTime::now() };
+            let Err(why) = Self::settle(&mut self, &settling).await else { return Ok(()) };
+            // In a task of its own: whoever waits for it may give up, and the verdict is still kept.
+            let shared = Arc::clone(&self.in_hand.shared);
+            let (settled, told) = oneshot::channel();
+            shared.spawn(async move {
+                let kept = self.keep(settling, why).await;
+                // Nobody may wait any more.
+                drop(settled.send(kept));
+            });
+            told.await.unwrap_or_else(|_| Err(disconnected()))
         })
     }
 
-    fn release(self: Box<Self>) {
-        let shared = Arc::clone(&self.in_hand.shared);
-        shared.spawn(async move { self.in_hand.later(&self.store, Duration::ZERO).await });
-    }
+    fn release(self: Box<Self>) {}
 }

@@ -5,41 +5,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::delivery::queue::{Attempt, Death, MAX_ANSWER, State};
-
-/// Where a job stands in its record. Without a record it waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Standing {
-    #[default]
-    Waiting,
-    Delivered,
-    Dead,
-    Coalesced,
-    /// Forgotten. The record stays as long as a message could bring the job back.
-    Purged,
-}
-
-impl Standing {
-    /// `None`: users see nothing of it.
-    pub(super) const fn state(self) -> Option<State> {
-        match self {
-            Self::Waiting => Some(State::Waiting),
-            Self::Delivered => Some(State::Delivered),
-            Self::Dead => Some(State::Dead),
-            Self::Coalesced => Some(State::Coalesced),
-            Self::Purged => None,
-        }
-    }
-}
+use super::wire::{escaped, unescaped};
+use crate::delivery::queue::{Attempt, Death, KEPT_ATTEMPTS, MAX_ANSWER, State};
 
 /// What is known of a job beyond its delivery.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct JobRecord {
-    pub(super) standing: Standing,
+    /// The name of its state. Absent: it was forgotten, and the record stays as long as a message could bring the job back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state: Option<String>,
     /// How often it was called back after an end.
     #[serde(default)]
-    pub(super) generation: u32,
+    pub(super) calls: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     death: Option<String>,
     /// Milliseconds since 1970, like every time here. Absent: when it was received.
@@ -51,11 +28,8 @@ pub(super) struct JobRecord {
     pub(super) attempts_ever: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) due: Option<u64>,
-    /// It waits for no newer one.
-    #[serde(default)]
-    pub(super) chosen: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) finished: Option<u64>,
+    finished: Option<u64>,
     /// Where the server is told to bring it at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reply: Option<String>,
@@ -66,30 +40,36 @@ pub(super) struct JobRecord {
     log: Vec<Logged>,
 }
 
-/// Of a job's attempts, the last ones are kept.
-const ATTEMPTS: usize = 20;
-
 impl JobRecord {
+    /// That of a job without one.
     pub(super) fn waiting(destinations: &[String]) -> Self {
-        Self { destinations: destinations.to_vec(), ..Self::default() }
+        let state = Some(State::Waiting.name().to_owned());
+        Self { state, destinations: destinations.to_vec(), ..Self::default() }
     }
 
-    pub(super) fn is_finished(&self) -> bool {
-        self.standing != Standing::Waiting
+    /// `None`: it was forgotten, and users see nothing of it.
+    pub(super) fn state(&self) -> Option<State> {
+        self.state.as_deref().and_then(|name| name.parse().ok())
     }
 
-    pub(super) fn finish(&mut self, standing: Standing) {
-        self.standing = standing;
-        self.death = None;
+    /// Whether this record is that of a job which waits, after so many calls.
+    pub(super) fn waits(&self, calls: u32) -> bool {
+        self.state() == Some(State::Waiting) && self.calls == calls
+    }
+
+    pub(super) fn finished(&self) -> Option<SystemTime> {
+        self.finished.map(time)
+    }
+
+    pub(super) fn finish(&mut self, state: Option<State>, death: Option<Death>) {
+        self.state = state.map(|state| state.name().to_owned());
+        self.death = death.map(|death| death.name().to_owned());
         self.finished = Some(millis(SystemTime::now()));
         self.due = None;
         self.reply = None;
-        self.chosen = false;
-    }
-
-    pub(super) fn die(&mut self, death: Death) {
-        self.finish(Standing::Dead);
-        self.death = Some(death.name().to_owned());
+        if state.is_none() {
+            self.log.clear();
+        }
     }
 
     pub(super) fn death(&self) -> Option<Death> {
@@ -97,30 +77,30 @@ impl JobRecord {
         Death::ALL.into_iter().find(|death| death.name() == name)
     }
 
-    /// It waits again, called back for the `generation`th time.
-    pub(super) fn revive(&mut self, generation: u32) {
-        self.standing = Standing::Waiting;
-        self.generation = generation;
+    /// It waits again, called back for the `calls`th time.
+    pub(super) fn revive(&mut self, calls: u32) {
+        self.state = Some(State::Waiting.name().to_owned());
+        self.calls = calls;
         self.death = None;
         self.since = Some(millis(SystemTime::now()));
         self.attempts = 0;
         self.due = None;
-        self.chosen = true;
         self.finished = None;
         self.reply = None;
-    }
-
-    pub(super) fn purge(&mut self) {
-        self.finish(Standing::Purged);
-        self.log.clear();
     }
 
     pub(super) fn add(&mut self, attempt: &Attempt) {
         self.attempts = self.attempts.saturating_add(1);
         self.attempts_ever = self.attempts_ever.saturating_add(1).max(attempt.number);
         self.log.push(Logged::new(attempt));
-        let excess = self.log.len().saturating_sub(ATTEMPTS);
+        let excess = self.log.len().saturating_sub(KEPT_ATTEMPTS);
         self.log.drain(..excess);
+    }
+
+    /// Whether this is the last attempt that was added.
+    pub(super) fn has(&self, attempt: &Attempt) -> bool {
+        let last = self.log.last();
+        last.is_some_and(|last| last.number == attempt.number && last.at == millis(attempt.at))
     }
 
     pub(super) fn log(&self) -> Vec<Attempt> {
@@ -141,6 +121,14 @@ impl JobRecord {
     }
 }
 
+/// What stays of a delivery that was delivered and is gone: a copy is known by it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Gone {
+    /// Of the body.
+    pub(super) digest: String,
+    pub(super) finished: u64,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Logged {
     number: u32,
@@ -150,42 +138,31 @@ struct Logged {
     status: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// The answer, if it is text.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    text: Option<String>,
-    /// If it is not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    hex: Option<String>,
+    /// Escaped as headers are.
+    answer: String,
 }
 
 impl Logged {
     fn new(attempt: &Attempt) -> Self {
         let answer = attempt.answer.get(..MAX_ANSWER).unwrap_or(&attempt.answer);
-        let text = std::str::from_utf8(answer).ok();
         Self {
             number: attempt.number,
             at: millis(attempt.at),
             micros: u64::try_from(attempt.duration.as_micros()).unwrap_or(u64::MAX),
             status: attempt.status,
             error: attempt.error.clone(),
-            text: text.map(str::to_owned),
-            hex: text.is_none().then(|| hex::encode(answer)),
+            answer: escaped(answer),
         }
     }
 
     fn attempt(&self) -> Attempt {
-        let answer = match (&self.text, &self.hex) {
-            (Some(text), _) => text.clone().into_bytes(),
-            (None, Some(digits)) => hex::decode(digits).unwrap_or_default(),
-            (None, None) => Vec::new(),
-        };
         Attempt {
             number: self.number,
             at: time(self.at),
             duration: Duration::from_micros(self.micros),
             status: self.status,
             error: self.error.clone(),
-            answer: answer.into(),
+            answer: unescaped(&self.answer).unwrap_or_default().into(),
         }
     }
 }
@@ -218,7 +195,7 @@ mod tests {
                 answer: vec![1; MAX_ANSWER].into(),
             });
         }
-        for (max, kept) in [(usize::MAX, 20), (64 << 10, 5), (0, 0)] {
+        for (max, kept) in [(usize::MAX, 20), (64 << 10, 10), (0, 0)] {
             let read: JobRecord = serde_json::from_slice(&record.payload(max)).unwrap();
             let numbers: Vec<_> = read.log().iter().map(|attempt| attempt.number).collect();
             assert_eq!(numbers, (31 - kept..=30).collect::<Vec<_>>(), "{max}");

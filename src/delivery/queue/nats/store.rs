@@ -1,23 +1,28 @@
 //! The streams, as the engine reads and writes them. Every request has a deadline.
 
-use std::{error::Error, fmt, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use async_nats::{
     Client, HeaderMap,
     connection::State,
     jetstream::{
         self, Context, ErrorCode,
-        consumer::{AckPolicy, DeliverPolicy, pull},
+        consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull},
         context::{PublishError, PublishErrorKind},
         message::{AckKind, PublishMessage, StreamMessage},
-        stream::{self, DirectGetErrorKind, DiscardPolicy, RawMessageErrorKind, Stream},
+        stream::{self, DirectGetErrorKind, RawMessageErrorKind, Stream},
     },
 };
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all};
+use tokio::time::timeout;
 
 use super::{
-    record::JobRecord,
+    record::{Gone, JobRecord, millis},
     wire::{HEADERS, JobKey, Names, Stored},
 };
 use crate::delivery::queue::QueueError;
@@ -44,15 +49,6 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("names", &self.names).finish_non_exhaustive()
     }
-}
-
-/// What the streams are to be like.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) replicas: usize,
-    pub(super) max_bytes: u64,
-    /// For how long the server knows the IDs of messages.
-    pub(super) window: Duration,
 }
 
 /// Why a message was not stored.
@@ -97,65 +93,15 @@ impl Store {
         self.client.connection_state() == State::Connected
     }
 
-    /// Creates the streams, or brings their limits up to date.
-    pub(super) async fn set_up(&self, shape: Shape) -> Result<(), QueueError> {
-        let deliveries = stream::Config {
-            name: self.names.deliveries.clone(),
-            description: Some("hookgate: deliveries".to_owned()),
-            subjects: vec![self.names.all_deliveries()],
-            max_bytes: i64::try_from(shape.max_bytes).unwrap_or(-1),
-            discard: DiscardPolicy::New,
-            duplicate_window: shape.window,
-            num_replicas: shape.replicas,
-            allow_direct: true,
-            ..stream::Config::default()
-        };
-        let jobs = stream::Config {
-            name: self.names.jobs.clone(),
-            description: Some("hookgate: what became of deliveries".to_owned()),
-            subjects: self.names.all_jobs().to_vec(),
-            max_messages_per_subject: 1,
-            max_bytes: -1,
-            duplicate_window: shape.window,
-            num_replicas: shape.replicas,
-            allow_direct: true,
-            ..stream::Config::default()
-        };
-        for config in [deliveries, jobs] {
-            let Ok(found) = self.context.get_stream(&config.name).await else {
-                self.context.create_stream(&config).await.map_err(unavailable)?;
-                continue;
-            };
-            let found = &found.cached_info().config;
-            if found.subjects != config.subjects {
-                return Err(QueueError::Unavailable(format!("the stream {} is not hookgate's", config.name)));
-            }
-            // What else an operator has changed stays.
-            let wanted = stream::Config {
-                max_bytes: config.max_bytes,
-                num_replicas: config.num_replicas,
-                duplicate_window: config.duplicate_window,
-                allow_direct: true,
-                ..found.clone()
-            };
-            if *found != wanted {
-                self.context.update_stream(&wanted).await.map_err(unavailable)?;
-            }
-        }
-        Ok(())
+    /// What the server says of the two streams: deliveries and jobs.
+    pub(super) async fn infos(&self) -> Result<[stream::Info; 2], QueueError> {
+        let (deliveries, jobs) = tokio::join!(self.deliveries.get_info(), self.jobs.get_info());
+        Ok([deliveries.map_err(unavailable)?, jobs.map_err(unavailable)?])
     }
 
     /// What the streams take, in bytes.
     pub(super) async fn bytes(&self) -> Result<u64, QueueError> {
-        let (deliveries, jobs) = tokio::join!(self.deliveries.get_info(), self.jobs.get_info());
-        let (deliveries, jobs) = (deliveries.map_err(unavailable)?, jobs.map_err(unavailable)?);
-        Ok(deliveries.state.bytes.saturating_add(jobs.state.bytes))
-    }
-
-    /// The first and the last sequence of the deliveries.
-    pub(super) async fn range(&self) -> Result<(u64, u64), QueueError> {
-        let state = self.deliveries.get_info().await.map_err(unavailable)?.state;
-        Ok((state.first_sequence, state.last_sequence))
+        Ok(self.infos().await?.iter().map(|info| info.state.bytes).sum())
     }
 
     /// Stores a message. With `expected`, only if that is the last sequence of its subject, 0 for none.
@@ -234,26 +180,30 @@ impl Store {
         job: &JobKey,
     ) -> Result<Option<(u64, JobRecord)>, QueueError> {
         let subject = self.names.record(webhook, job);
-        let Some(message) = self.load(&self.jobs, Which::Last(subject)).await? else { return Ok(None) };
-        match serde_json::from_slice(&message.payload) {
-            Ok(record) => Ok(Some((message.sequence, record))),
-            Err(error) => {
-                Err(QueueError::Unavailable(format!("the record of job {} is none: {error}", job.id())))
-            }
-        }
+        let Some(message) = self.last_of_jobs(subject).await? else { return Ok(None) };
+        let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
+            tracing::error!(job = %job.id(), %error, "a job's record cannot be read: the job waits again");
+            JobRecord::waiting(&[])
+        });
+        Ok(Some((message.sequence, record)))
     }
 
-    /// The records of all jobs of a delivery, in the order of its destinations.
+    /// The last message of a subject of the stream of records.
+    pub(super) async fn last_of_jobs(&self, subject: String) -> Result<Option<StreamMessage>, QueueError> {
+        self.load(&self.jobs, Which::Last(subject)).await
+    }
+
+    /// The records of some jobs of one webhook, in their order.
     pub(super) async fn records(
         &self,
-        delivery: &Stored,
+        webhook: &str,
+        jobs: impl IntoIterator<Item = JobKey>,
     ) -> Result<Vec<(JobKey, Option<(u64, JobRecord)>)>, QueueError> {
-        let jobs = delivery.meta.destinations.iter().map(|destination| async {
-            let job = delivery.job(destination);
-            let record = self.record(&delivery.meta.webhook, &job).await?;
+        let records = jobs.into_iter().map(|job| async {
+            let record = self.record(webhook, &job).await?;
             Ok((job, record))
         });
-        join_all(jobs).await.into_iter().collect()
+        join_all(records).await.into_iter().collect()
     }
 
     /// Writes a job's record in the place of that at `sequence`, 0 for none.
@@ -283,9 +233,9 @@ impl Store {
         self.jobs.purge().filter(subject).await.map(drop).map_err(unavailable)
     }
 
-    /// The jobs that are marked as dead.
-    pub(super) async fn marked(&self) -> Result<Vec<(String, JobKey)>, QueueError> {
-        let info = self.jobs.info_builder().subjects(self.names.all_marks()).fetch();
+    /// The jobs that are marked as dead under these subjects.
+    pub(super) async fn marked(&self, subjects: String) -> Result<Vec<(String, JobKey)>, QueueError> {
+        let info = self.jobs.info_builder().subjects(subjects).fetch();
         let mut subjects = info.await.map_err(unavailable)?;
         let mut marked = Vec::new();
         while let Some(subject) = subjects.next().await {
@@ -293,6 +243,34 @@ impl Store {
             marked.extend(self.names.read_job(&subject));
         }
         Ok(marked)
+    }
+
+    /// Takes all marks under these subjects away that were made before this sequence of the stream.
+    pub(super) async fn unmark(&self, subjects: String, before: u64) -> Result<(), QueueError> {
+        self.jobs.purge().filter(subjects).sequence(before).await.map(drop).map_err(unavailable)
+    }
+
+    /// Writes what stays of a delivery that goes, if one of its jobs was delivered this lately.
+    pub(super) async fn remember(
+        &self,
+        webhook: &str,
+        id: &str,
+        digest: &str,
+        delivered: Option<SystemTime>,
+        lately: Duration,
+    ) -> Result<(), QueueError> {
+        let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default();
+        let Some(delivered) = delivered.filter(|at| age(*at) < lately) else { return Ok(()) };
+        let gone = Gone { digest: digest.to_owned(), finished: millis(delivered) };
+        let payload = Bytes::from(serde_json::to_vec(&gone).unwrap_or_default());
+        self.publish(self.names.known(webhook, id), None, payload, None, None).await?;
+        Ok(())
+    }
+
+    /// What stayed of a delivery that is gone.
+    pub(super) async fn remembered(&self, webhook: &str, id: &str) -> Result<Option<Gone>, QueueError> {
+        let message = self.last_of_jobs(self.names.known(webhook, id)).await?;
+        Ok(message.and_then(|message| serde_json::from_slice(&message.payload).ok()))
     }
 
     /// Deletes a delivery's message. It may be gone already.
@@ -309,7 +287,7 @@ impl Store {
     pub(super) async fn reply(&self, to: &str, kind: AckKind) {
         if self.is_connected() {
             // Without a connection the server brings the message again.
-            drop(self.client.publish(to.to_owned(), kind.into()).await);
+            drop(timeout(REQUEST, self.client.publish(to.to_owned(), kind.into())).await);
         }
     }
 
@@ -318,13 +296,18 @@ impl Store {
         Scan::new(&self.deliveries, filter, from, true).await
     }
 
-    /// The records of all jobs, those that were written longest ago first.
-    pub(super) async fn scan_records(&self) -> Result<Scan, QueueError> {
-        Scan::new(&self.jobs, format!("{}.j.>", self.names.deliveries), 1, false).await
+    /// The records of all jobs from `from` on, those that were written longest ago first.
+    pub(super) async fn scan_records(&self, from: u64) -> Result<Scan, QueueError> {
+        Scan::new(&self.jobs, self.names.all_records(), from, false).await
+    }
+
+    /// The IDs whose deliveries are gone, those that went longest ago first.
+    pub(super) async fn scan_known(&self) -> Result<Scan, QueueError> {
+        Scan::new(&self.jobs, self.names.all_known(), 1, true).await
     }
 
     /// The consumers of the deliveries.
-    pub(super) async fn consumers(&self) -> Result<Vec<jetstream::consumer::Info>, QueueError> {
+    pub(super) async fn consumers(&self) -> Result<Vec<consumer::Info>, QueueError> {
         let mut found = self.deliveries.consumers();
         let mut consumers = Vec::new();
         while let Some(consumer) = found.next().await {
@@ -334,17 +317,8 @@ impl Store {
     }
 
     /// Creates a consumer of the deliveries, or finds it.
-    pub(super) async fn consumer(
-        &self,
-        config: pull::Config,
-    ) -> Result<jetstream::consumer::PullConsumer, QueueError> {
+    pub(super) async fn consumer(&self, config: pull::Config) -> Result<PullConsumer, QueueError> {
         self.deliveries.create_consumer(config).await.map_err(unavailable)
-    }
-
-    /// Up to which sequence everything that a consumer brought is done.
-    pub(super) async fn done_by(&self, consumer: &str) -> Result<u64, QueueError> {
-        let info = self.deliveries.consumer_info(consumer).await.map_err(unavailable)?;
-        Ok(info.ack_floor.stream_sequence)
     }
 
     /// Deletes a consumer. It may be gone already.
@@ -374,7 +348,7 @@ async fn delete(stream: &Stream<()>, sequence: u64) -> Result<bool, QueueError> 
 
 /// Reads a stream from one end to what is the other end at the start.
 pub(super) struct Scan {
-    consumer: jetstream::consumer::PullConsumer,
+    consumer: PullConsumer,
     stream: Stream<()>,
     left: u64,
     batch: std::vec::IntoIter<jetstream::Message>,
@@ -413,8 +387,7 @@ impl Scan {
     pub(super) async fn next(&mut self) -> Result<Option<(u64, jetstream::Message)>, QueueError> {
         loop {
             if let Some(message) = self.batch.next() {
-                let sequence = message.info().map_err(|error| QueueError::Unavailable(error.to_string()))?;
-                let sequence = sequence.stream_sequence;
+                let sequence = info_of(&message)?.stream_sequence;
                 return Ok(Some((sequence, message)));
             }
             if self.left == 0 {
@@ -426,7 +399,7 @@ impl Scan {
             let mut messages = fetch.messages().await.map_err(unavailable)?;
             let mut batch = Vec::new();
             while let Some(message) = messages.next().await {
-                batch.push(message.map_err(|error| QueueError::Unavailable(error.to_string()))?);
+                batch.push(message.map_err(|error| failed(&*error))?);
             }
             // Fewer than there were: some were deleted meanwhile.
             self.left = if batch.is_empty() { 0 } else { self.left.saturating_sub(wanted) };
@@ -440,8 +413,18 @@ impl Scan {
     }
 }
 
+/// What the server says of a message that it brought.
+pub(super) fn info_of(message: &jetstream::Message) -> Result<jetstream::message::Info<'_>, QueueError> {
+    message.info().map_err(|error| failed(&*error))
+}
+
 /// The store does not work, for this reason.
 pub(super) fn unavailable(error: impl Error) -> QueueError {
+    failed(&error)
+}
+
+/// The same for an error of any type.
+pub(super) fn failed(error: &(impl Error + ?Sized)) -> QueueError {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -451,7 +434,16 @@ pub(super) fn unavailable(error: impl Error) -> QueueError {
         }
         source = cause.source();
     }
-    QueueError::Unavailable(text)
+    QueueError::Unavailable(plain(&text))
+}
+
+/// The text of an error without what the library writes for those who look for its mistakes.
+pub(super) fn plain(text: &str) -> String {
+    if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
+        return "the certificate of the NATS server is not of an authority that is trusted: name its authority by `queue.ca`"
+            .to_owned();
+    }
+    text.replace(", None", "").replace("Some(\"", "").replace("\")", "")
 }
 
 /// There is no connection.

@@ -1,107 +1,164 @@
-//! Counting what there is, and forgetting what is old.
+//! Forgetting what is old, and what has to make room.
 //!
 //! Any replica sweeps, and all of them may at once: everything here may be done twice. A delivery is forgotten when all
 //! its jobs may be. Its message goes first and its records then, because a job without a record would wait.
+//!
+//! Records are in the order in which they were written. How far a sweep has come is remembered: what stays for long, dead
+//! letters for one, is not looked at each time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
-use async_nats::jetstream::{consumer, message::StreamMessage};
+use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::{
     Shared,
-    record::{JobRecord, Standing, time},
-    store::{Scan, Store, Which},
-    wire::{JobKey, Message},
+    record::JobRecord,
+    store::{AT_ONCE, Scan, Store, Which, info_of},
+    wire::{JobKey, Stored},
 };
-use crate::delivery::queue::{Depth, QueueError, Recipient, Retention, Stock};
+use crate::delivery::queue::{QueueError, Retention, State};
 
-/// How many waiting messages are looked at to see for whom they are; beyond, their share is taken for that of the others.
-const SAMPLE: u64 = 1024;
 /// For how long a message may be in somebody's hand who has not looked at its record yet.
-const IN_HAND: Duration = Duration::from_secs(60);
+pub(super) const IN_HAND: Duration = Duration::from_secs(60);
 /// Room is looked for again after this time, if there was none.
 const AGAIN: Duration = Duration::from_millis(500);
-/// Between two looks at how much room there is.
-const BATCH: u32 = 256;
+/// What stays for long may stay longer by one part in so many.
+const LATE: u32 = 100;
+
+/// How far the sweeps have come.
+#[derive(Debug, Default)]
+pub(super) struct Swept {
+    /// Every record before this one was looked at.
+    from: u64,
+    /// When one of them may be forgotten. `None`: none of them was looked at.
+    due: Option<SystemTime>,
+}
+
+/// How far making room has come.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// Every record before this one stays, or is written again before it may go.
+    from: u64,
+    /// When there was none to make.
+    failed: Option<Instant>,
+}
+
+/// A record as a scan finds it.
+struct Found {
+    sequence: u64,
+    written: SystemTime,
+    webhook: String,
+    job: JobKey,
+    record: JobRecord,
+}
 
 impl Shared {
-    pub(super) async fn stock(&self, store: &Store) -> Result<Stock, QueueError> {
-        let mut depths: BTreeMap<Recipient, Depth> = BTreeMap::new();
-        for consumer in store.consumers().await? {
-            let described = consumer.config.description.as_deref().and_then(|text| text.split_once('/'));
-            let Some((webhook, destination)) = described else { continue };
-            let recipient = Recipient { webhook: webhook.to_owned(), destination: destination.to_owned() };
-            let (waiting, oldest) = waiting(store, &recipient, &consumer).await?;
-            let depth = depths.entry(recipient).or_default();
-            depth.waiting = depth.waiting.saturating_add(waiting);
-            depth.oldest = [depth.oldest, oldest].into_iter().flatten().min();
-        }
-        for (webhook, job) in store.marked().await? {
-            let depth = depths.entry(Recipient { webhook, destination: job.destination }).or_default();
-            depth.dead = depth.dead.saturating_add(1);
-        }
-        Ok(Stock {
-            depths: depths.into_iter().collect(),
-            bytes: store.bytes().await?,
-            log_bytes: 0,
-            max_bytes: self.retention.max_bytes,
-            dead_dropped: self.dead_dropped.load(Ordering::Relaxed),
-        })
+    /// When a job may be forgotten.
+    fn leaves(&self, record: &JobRecord) -> Option<SystemTime> {
+        let Retention { retain, dead_retain, .. } = self.retention;
+        let stays = match record.state() {
+            Some(State::Waiting) => return None,
+            Some(State::Dead) => dead_retain,
+            Some(State::Delivered | State::Coalesced) => retain,
+            None => retain.max(IN_HAND),
+        };
+        record.finished()?.checked_add(stays)
     }
 
     /// Forgets what is older than it may be, and makes room before there is none.
-    pub(super) async fn sweep(&self, store: &Store) -> Result<(), QueueError> {
+    pub(super) async fn sweep(&self, store: &Store, swept: &mut Swept) -> Result<(), QueueError> {
         let now = SystemTime::now();
-        // The records are in the order in which they were written: what comes after a young one is as young. Only the first
-        // time all are looked at, for what a process that was killed left undone.
-        let Retention { retain, dead_retain, .. } = self.retention;
+        let Retention { retain, dead_retain, max_bytes } = self.retention;
+        let [deliveries, jobs] = store.infos().await?;
+        if self.untidy.swap(false, Ordering::Relaxed)
+            && let Err(error) = self.tidy(store).await
+        {
+            self.untidy.store(true, Ordering::Relaxed);
+            return Err(error);
+        }
+        let again = swept.due.is_none_or(|due| due <= now) || swept.from > jobs.state.last_sequence + 1;
+        if again {
+            *swept = Swept { from: 1, due: None };
+        }
+        // What comes after a young one is as young.
         let young = now.checked_sub(retain.min(dead_retain)).unwrap_or(SystemTime::UNIX_EPOCH);
-        let first = !self.swept.load(Ordering::Relaxed);
-        let mut marked: HashMap<JobKey, String> =
-            store.marked().await?.into_iter().map(|(webhook, job)| (job, webhook)).collect();
-        let mut scan = store.scan_records().await?;
-        let mut seen = Seen::default();
-        while let Some(Found { sequence, written, webhook, job, record }) = next(store, &mut scan).await? {
-            if written > young && !first {
+        let late = retain.max(dead_retain) / LATE;
+        let far = now.checked_add(retain.max(dead_retain)).unwrap_or(now);
+        let mut due = swept.due.unwrap_or(far);
+        let mut scan = store.scan_records(swept.from).await?;
+        let mut some = Vec::new();
+        let mut from = jobs.state.last_sequence.saturating_add(1);
+        while let Some(found) = next(store, &mut scan).await? {
+            if found.written > young {
+                from = found.sequence;
                 break;
             }
-            if record.standing == Standing::Dead && marked.remove(&job).is_none() {
-                // Whoever wrote the record did not come to it.
-                store.mark(&webhook, &job, true).await?;
+            match self.leaves(&found.record) {
+                Some(leaves) if leaves <= now => some.push(found),
+                Some(leaves) => due = due.min(leaves),
+                None => {}
             }
-            let old = |since: Duration| {
-                let finished = record.finished.map(time).and_then(|at| now.duration_since(at).ok());
-                finished.is_some_and(|age| age >= since)
-            };
-            let gone = match record.standing {
-                Standing::Waiting => false,
-                Standing::Dead => old(dead_retain),
-                Standing::Delivered | Standing::Coalesced => old(retain),
-                Standing::Purged => old(retain.max(IN_HAND)),
-            };
-            if gone {
-                self.forget(store, &mut seen, sequence, webhook, job, record).await?;
+            if some.len() >= AT_ONCE {
+                self.forget(store, &mut some, |record| self.leaves(record).is_some_and(|at| at <= now))
+                    .await?;
+            }
+        }
+        self.forget(store, &mut some, |record| self.leaves(record).is_some_and(|at| at <= now)).await?;
+        scan.end().await;
+        *swept = Swept { from, due: Some(due.max(now.checked_add(late).unwrap_or(now))) };
+        let mut known = store.scan_known().await?;
+        while let Some((sequence, message)) = known.next().await? {
+            let gone: SystemTime = info_of(&message)?.published.into();
+            if now.duration_since(gone).unwrap_or_default() < self.window {
+                break;
+            }
+            store.delete_record(sequence).await?;
+        }
+        known.end().await;
+        // Nine tenths.
+        if deliveries.state.bytes.saturating_add(jobs.state.bytes) >= max_bytes / 10 * 9 {
+            drop(self.make_room(store).await);
+        }
+        Ok(())
+    }
+
+    /// Puts right what a process that was killed, or a stream that was lost, has left: dead letters without a mark, marks of
+    /// others, and records of deliveries that are gone.
+    async fn tidy(&self, store: &Store) -> Result<(), QueueError> {
+        let marked = store.marked(store.names.marks(None, None)).await?;
+        let mut marked: HashMap<_, _> = marked.into_iter().map(|(webhook, job)| (job, webhook)).collect();
+        let mut scan = store.scan_records(1).await?;
+        let mut gone: u64 = 0;
+        while let Some(Found { sequence, webhook, job, record, .. }) = next(store, &mut scan).await? {
+            let is_dead = record.state() == Some(State::Dead);
+            if !is_dead && record.state() != Some(State::Waiting) {
+                continue;
+            }
+            if delivery_of(store, &job).await?.is_none() {
+                gone = gone.saturating_add(1);
+                store.delete_record(sequence).await?;
+            } else if is_dead && marked.remove(&job).is_none() {
+                store.mark(&webhook, &job, true).await?;
             }
         }
         scan.end().await;
-        if !first {
-            marked.clear();
+        if gone > 0 {
+            tracing::error!(
+                stream = store.names.deliveries,
+                gone,
+                "deliveries that waited or were dead are gone from the stream: it was lost, cleared or restored"
+            );
         }
-        self.swept.store(true, Ordering::Relaxed);
         for (job, webhook) in marked {
             let record = store.record(&webhook, &job).await?;
-            if record.is_none_or(|(_, record)| record.standing != Standing::Dead) {
+            if record.is_none_or(|(_, record)| record.state() != Some(State::Dead)) {
                 store.mark(&webhook, &job, false).await?;
             }
-        }
-        // Nine tenths.
-        if store.bytes().await? >= self.retention.max_bytes / 10 * 9 {
-            drop(self.make_room(store).await);
         }
         Ok(())
     }
@@ -109,62 +166,93 @@ impl Shared {
     /// Forgets finished ones, those that ended longest ago first, until a tenth is free again.
     pub(super) async fn make_room(&self, store: &Store) -> Result<(), QueueError> {
         // Who comes later finds the room that was made, or that there was none a moment ago.
-        let mut failed = self.room.lock().await;
-        if failed.is_some_and(|at| at.elapsed() < AGAIN) {
+        let mut room = self.room.lock().await;
+        if room.failed.is_some_and(|at| at.elapsed() < AGAIN) {
             return Err(QueueError::Full);
         }
-        let enough = self.retention.max_bytes / 10 * 9;
-        let mut bytes = store.bytes().await?;
+        let max_bytes = self.retention.max_bytes;
+        let enough = max_bytes / 10 * 9;
+        let [deliveries, jobs] = store.infos().await?;
+        let mut bytes = deliveries.state.bytes.saturating_add(jobs.state.bytes);
         if bytes >= enough {
-            let mut scan = store.scan_records().await?;
-            let mut seen = Seen::default();
-            let mut forgotten: u32 = 0;
-            while let Some(Found { sequence, webhook, job, record, .. }) = next(store, &mut scan).await? {
-                if !matches!(record.standing, Standing::Delivered | Standing::Coalesced | Standing::Purged) {
-                    continue;
-                }
-                self.forget(store, &mut seen, sequence, webhook, job, record).await?;
-                forgotten = forgotten.wrapping_add(1);
-                if forgotten.is_multiple_of(BATCH) || scan.left() < u64::from(BATCH) {
-                    bytes = store.bytes().await?;
-                    if bytes < enough {
-                        break;
+            if room.from > jobs.state.last_sequence {
+                room.from = 1;
+            }
+            let may_go = |record: &JobRecord| {
+                matches!(record.state(), Some(State::Delivered | State::Coalesced) | None)
+            };
+            let mut scan = store.scan_records(room.from).await?;
+            let mut some = Vec::new();
+            while bytes >= enough {
+                let found = next(store, &mut scan).await?;
+                let end = found.is_none();
+                if let Some(found) = found {
+                    room.from = found.sequence.saturating_add(1);
+                    if may_go(&found.record) {
+                        some.push(found);
                     }
+                }
+                if end || some.len() >= AT_ONCE {
+                    self.forget(store, &mut some, may_go).await?;
+                    bytes = store.bytes().await?;
+                }
+                if end {
+                    break;
                 }
             }
             scan.end().await;
-            bytes = store.bytes().await?;
         }
         self.bytes.store(bytes, Ordering::Relaxed);
-        if bytes >= self.retention.max_bytes || (bytes >= enough && self.full.load(Ordering::Relaxed)) {
-            *failed = Some(Instant::now());
+        if bytes >= max_bytes || (bytes >= enough && self.full.load(Ordering::Relaxed)) {
+            room.failed = Some(Instant::now());
             return Err(QueueError::Full);
         }
-        *failed = None;
+        room.failed = None;
         Ok(())
     }
 
-    /// Forgets a job, if all jobs of its delivery may be forgotten: this is the last of them to be found.
+    /// Forgets the jobs of the deliveries of these records, of which all jobs may go.
     async fn forget(
         &self,
         store: &Store,
-        seen: &mut Seen,
-        sequence: u64,
-        webhook: String,
-        job: JobKey,
-        record: JobRecord,
+        some: &mut Vec<Found>,
+        may_go: impl Fn(&JobRecord) -> bool,
     ) -> Result<(), QueueError> {
-        let expected = record.destinations.len().max(1);
-        let delivery = job.sequence;
-        let jobs = seen.0.entry(delivery).or_default();
-        jobs.push((sequence, webhook, job, record.standing));
-        if jobs.len() < expected {
-            return Ok(());
+        let may_go = &may_go;
+        let all = some.drain(..).map(|found| self.forget_one(store, found, may_go));
+        join_all(all).await.into_iter().collect()
+    }
+
+    async fn forget_one(
+        &self,
+        store: &Store,
+        found: Found,
+        may_go: impl Fn(&JobRecord) -> bool,
+    ) -> Result<(), QueueError> {
+        let Found { sequence, webhook, job, record, .. } = found;
+        let others = record.destinations.iter().filter(|name| **name != job.destination);
+        let others = others.map(|destination| JobKey { destination: destination.clone(), ..job.clone() });
+        let others = store.records(&webhook, others).await?;
+        let delivery = delivery_of(store, &job).await?;
+        let mut jobs = vec![(sequence, job.clone(), record)];
+        for (job, other) in others {
+            match other {
+                Some((sequence, record)) if may_go(&record) => jobs.push((sequence, job, record)),
+                // The last one that may go takes all with it. Without a delivery nobody waits for the others.
+                Some(_) => return Ok(()),
+                None if delivery.is_some() => return Ok(()),
+                None => {}
+            }
         }
-        let jobs = seen.0.remove(&delivery).unwrap_or_default();
-        store.delete_delivery(delivery).await?;
-        for (sequence, webhook, job, standing) in jobs {
-            let dead = standing == Standing::Dead;
+        if let Some(Stored { meta, .. }) = delivery {
+            let delivered = jobs.iter().filter(|(_, _, record)| record.state() == Some(State::Delivered));
+            let delivered = delivered.filter_map(|(_, _, record)| record.finished()).max();
+            let (id, digest) = (meta.delivery_id(), &meta.digest);
+            store.remember(&webhook, &id, digest, delivered, self.window).await?;
+            store.delete_delivery(job.sequence).await?;
+        }
+        for (sequence, job, record) in jobs {
+            let dead = record.state() == Some(State::Dead);
             if dead {
                 store.mark(&webhook, &job, false).await?;
             }
@@ -178,17 +266,10 @@ impl Shared {
     }
 }
 
-/// Jobs that may be forgotten, by delivery, until all of one's jobs are found.
-#[derive(Default)]
-struct Seen(HashMap<u64, Vec<(u64, String, JobKey, Standing)>>);
-
-/// A record as a scan finds it.
-struct Found {
-    sequence: u64,
-    written: SystemTime,
-    webhook: String,
-    job: JobKey,
-    record: JobRecord,
+/// A job's delivery, if it is where it was: another one may be there now.
+async fn delivery_of(store: &Store, job: &JobKey) -> Result<Option<Stored>, QueueError> {
+    let delivery = store.delivery(Which::At(job.sequence)).await?;
+    Ok(delivery.filter(|delivery| delivery.meta.has(job)))
 }
 
 /// The next record.
@@ -203,62 +284,4 @@ async fn next(store: &Store, scan: &mut Scan) -> Result<Option<Found>, QueueErro
         }
     }
     Ok(None)
-}
-
-/// How many jobs of a recipient wait, and since when.
-async fn waiting(
-    store: &Store,
-    recipient: &Recipient,
-    consumer: &consumer::Info,
-) -> Result<(u64, Option<SystemTime>), QueueError> {
-    let brought = u64::try_from(consumer.num_ack_pending).unwrap_or(u64::MAX);
-    let filter = &consumer.config.filter_subject;
-    let mut oldest = None;
-    if brought > 0 {
-        // All before it is done.
-        let from = consumer.ack_floor.stream_sequence.saturating_add(1);
-        if let Some(message) = store.message(Which::Next(filter.clone(), from)).await? {
-            oldest = Some(received(store, message).await?);
-        }
-    }
-    if consumer.num_pending == 0 {
-        return Ok((brought, oldest));
-    }
-    // What was not brought yet may be for other destinations.
-    let from = consumer.delivered.stream_sequence.saturating_add(1);
-    let mut scan = store.scan_deliveries(filter.clone(), from).await?;
-    let all = scan.left();
-    let (mut looked, mut its): (u64, u64) = (0, 0);
-    while looked < SAMPLE
-        && let Some((sequence, message)) = scan.next().await?
-    {
-        looked = looked.saturating_add(1);
-        let headers = message.headers.clone().unwrap_or_default();
-        let is_its = match Message::read(&headers) {
-            Some(Message::Delivery(meta)) => meta.destinations.contains(&recipient.destination),
-            Some(Message::Again(again)) => again.destination == recipient.destination,
-            None => false,
-        };
-        if is_its {
-            its = its.saturating_add(1);
-            if oldest.is_none()
-                && let Some(message) = store.message(Which::At(sequence)).await?
-            {
-                oldest = Some(received(store, message).await?);
-            }
-        }
-    }
-    scan.end().await;
-    let share = if looked == all { its } else { its.saturating_mul(all).checked_div(looked).unwrap_or(0) };
-    Ok((brought.saturating_add(share), oldest))
-}
-
-/// When the delivery was accepted that a message is of.
-async fn received(store: &Store, message: StreamMessage) -> Result<SystemTime, QueueError> {
-    if let Some(Message::Again(again)) = Message::read(&message.headers)
-        && let Some(delivery) = store.delivery(Which::At(again.sequence)).await?
-    {
-        return Ok(delivery.received);
-    }
-    Ok(message.time.into())
 }
