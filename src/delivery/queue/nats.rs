@@ -281,7 +281,7 @@ impl Shared {
             let connection = connections.borrow_and_update().changes;
             let looked = timeout(CHECK, self.check(&store, shape, &mut known, connection)).await;
             let health = match looked {
-                Ok(Ok(())) => Health::Ready,
+                Ok(Ok(())) => self.room_and_records(&store).await,
                 Ok(Err(QueueError::Unavailable(why))) => Health::NotReady(why),
                 Ok(Err(full @ QueueError::Full)) => Health::NotReady(full.to_string()),
                 Err(_) => Health::NotReady("NATS does not answer in time".to_owned()),
@@ -304,7 +304,21 @@ impl Shared {
         }
     }
 
-    /// Whether deliveries can be taken, and all that has to be right for it.
+    /// Whether there is room for deliveries, and verdicts are recorded.
+    async fn room_and_records(&self, store: &Store) -> Health {
+        if self.full.load(Ordering::Relaxed) {
+            // This takes as long as it takes.
+            if self.make_room(store).await.is_err() {
+                return Health::NotReady(QueueError::Full.to_string());
+            }
+            self.full.store(false, Ordering::Relaxed);
+        }
+        self.held.trouble().map_or(Health::Ready, |why| {
+            Health::NotReady(format!("what became of deliveries cannot be recorded: {why}"))
+        })
+    }
+
+    /// Whether the server is there, and the streams are as they have to be.
     async fn check(
         self: &Arc<Self>,
         store: &Store,
@@ -323,14 +337,7 @@ impl Shared {
         }
         let looked = self.look_at_streams(store, shape, known, connection).await;
         self.checked.store(if looked.is_ok() { connection } else { u64::MAX }, Ordering::Release);
-        looked?;
-        if self.full.load(Ordering::Relaxed) {
-            self.make_room(store).await.map_err(|_full| QueueError::Full)?;
-            self.full.store(false, Ordering::Relaxed);
-        }
-        self.held.trouble().map_or(Ok(()), |why| {
-            Err(QueueError::Unavailable(format!("what became of deliveries cannot be recorded: {why}")))
-        })
+        looked
     }
 
     const fn serves(&self) -> bool {

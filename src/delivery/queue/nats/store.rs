@@ -14,6 +14,7 @@ use async_nats::{
         consumer::{self, AckPolicy, DeliverPolicy, PullConsumer, pull},
         context::{PublishError, PublishErrorKind},
         message::{AckKind, PublishMessage, StreamMessage},
+        response::Response,
         stream::{self, DirectGetErrorKind, RawMessageErrorKind, Stream},
     },
 };
@@ -275,12 +276,28 @@ impl Store {
 
     /// Deletes a delivery's message. It may be gone already.
     pub(super) async fn delete_delivery(&self, sequence: u64) -> Result<(), QueueError> {
-        delete(&self.deliveries, sequence).await.map(drop)
+        self.delete(&self.names.deliveries, sequence).await.map(drop)
     }
 
     /// Deletes a job's record. False: it is gone already.
     pub(super) async fn delete_record(&self, sequence: u64) -> Result<bool, QueueError> {
-        delete(&self.jobs, sequence).await
+        self.delete(&self.names.jobs, sequence).await
+    }
+
+    /// Deletes a message. The server would overwrite it first, which takes longer.
+    async fn delete(&self, stream: &str, sequence: u64) -> Result<bool, QueueError> {
+        const GONE: [ErrorCode; 3] = [
+            ErrorCode::SEQUENCE_NOT_FOUND,
+            ErrorCode::NO_MESSAGE_FOUND,
+            ErrorCode::STREAM_MESSAGE_DELETE_FAILED,
+        ];
+        let how = serde_json::json!({ "seq": sequence, "no_erase": true });
+        let answer = self.context.request(format!("STREAM.MSG.DELETE.{stream}"), &how).await;
+        match answer.map_err(unavailable)? {
+            Response::Ok(stream::DeleteStatus { success }) => Ok(success),
+            Response::Err { error } if GONE.contains(&error.error_code()) => Ok(false),
+            Response::Err { error } => Err(unavailable(error)),
+        }
     }
 
     /// Tells the server what became of a message that it brought. It does not answer.
@@ -324,25 +341,6 @@ impl Store {
     /// Deletes a consumer. It may be gone already.
     pub(super) async fn delete_consumer(&self, name: &str) {
         drop(self.deliveries.delete_consumer(name).await);
-    }
-}
-
-async fn delete(stream: &Stream<()>, sequence: u64) -> Result<bool, QueueError> {
-    match stream.delete_message(sequence).await {
-        Ok(_) => Ok(true),
-        Err(error) => match error.kind() {
-            stream::DeleteMessageErrorKind::JetStream(error)
-                if [
-                    ErrorCode::SEQUENCE_NOT_FOUND,
-                    ErrorCode::NO_MESSAGE_FOUND,
-                    ErrorCode::STREAM_MESSAGE_DELETE_FAILED,
-                ]
-                .contains(&error.error_code()) =>
-            {
-                Ok(false)
-            }
-            _ => Err(unavailable(error)),
-        },
     }
 }
 
