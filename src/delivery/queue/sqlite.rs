@@ -2,7 +2,7 @@
 //!
 //! The life of a job: [`Queue::enqueue`] sends its delivery to the one thread that writes, which commits all that has come in
 //! meanwhile in one transaction, so that the price of a flush to the disk is shared (group commit), and rings for its
-//! recipient. [`Queue::lease`] reads from the file what is due, and writes it down in memory only ([`Leased`]): the file says
+//! recipient. [`Queue::lease`] reads from the file what is due, and writes it down in memory only (`Leased`): the file says
 //! that the job waits until its verdict is committed, so that after a kill it is delivered again at once. The verdict goes to
 //! the writer by a lane of its own, where no number of new deliveries holds it up, and its lease with it. What is dropped on
 //! the way, wherever that is, gives the job back.
