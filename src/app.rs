@@ -146,11 +146,11 @@ const OPS_DRAIN: Duration = Duration::from_millis(100);
 ///
 /// What the kernel says.
 pub fn runtime() -> io::Result<Runtime> {
-    // Blocking threads only resolve names.
+    // Blocking threads only resolve names, for each destination one at a time.
     Builder::new_current_thread()
         .enable_io()
         .enable_time()
-        .max_blocking_threads(8)
+        .max_blocking_threads(64)
         .thread_keep_alive(Duration::from_secs(5))
         .build()
 }

@@ -183,9 +183,17 @@ fn describe_queue(f: &mut Formatter<'_>, queue: &Queue) -> fmt::Result {
         0,
         "retries",
         format_args!(
-            "up to {} attempts or an age of {}, up to {} after the first and {} at most between them",
-            worker.max_attempts,
+            "a delivery is tried until it is {} old{}, and at least once",
             show_duration(worker.max_age),
+            worker.max_attempts.map(|most| format!(", {most} times at most")).unwrap_or_default(),
+        ),
+    )?;
+    line(
+        f,
+        0,
+        "",
+        format_args!(
+            "up to {} after the first attempt, then twice as long each time, up to {}",
             show_duration(worker.backoff.initial),
             show_duration(worker.backoff.max),
         ),

@@ -26,7 +26,7 @@ use crate::{
     delivery::queue::{
         Answer, Health, Queue, Recipient, Store,
         nats::{self, Nats},
-        sqlite::{OpenError, Sqlite},
+        sqlite::{OpenError, Sqlite, Why},
     },
 };
 
@@ -154,7 +154,7 @@ fn sqlite(path: &Path) -> Result<Box<dyn Queue>, Failure> {
     }
     match Sqlite::open_beside(path) {
         Ok(queue) => Ok(Box::new(queue)),
-        Err(error @ OpenError::Foreign { .. }) => Err(Failure::Usage(error.to_string())),
+        Err(error @ OpenError { why: Why::Foreign, .. }) => Err(Failure::Usage(error.to_string())),
         Err(error) => Err(Failure::Failed(error.to_string())),
     }
 }

@@ -70,7 +70,7 @@ pub(super) fn queue(mut table: Table<'_>, window: Option<Duration>) -> Queue {
     let settings = Queue {
         store,
         worker: worker::Settings {
-            max_attempts: table.read("max_attempts", worker.max_attempts, |item| number(item, 1_000_000)),
+            max_attempts: table.take("max_attempts").and_then(|item| number(&item, 1_000_000)),
             max_age: table.read("max_age", worker.max_age, |item| item.duration(SHORTEST..=YEARS)),
             backoff: table.take("backoff").map(backoff).unwrap_or_default(),
             concurrency: table.read("concurrency", worker.concurrency, |item| item.count(1..=1024)),
@@ -289,7 +289,7 @@ fn holds_credentials(text: &str) -> bool {
 /// `{ initial = "…", max = "…" }`.
 fn backoff(item: Item<'_>) -> Backoff {
     let default = Backoff::default();
-    let Some(mut table) = item.table("{ initial = \"1s\", max = \"1h\" }") else { return default };
+    let Some(mut table) = item.table("{ initial = \"1s\", max = \"15m\" }") else { return default };
     let before = table.context.mistakes();
     let mut read =
         |name, default| table.read(name, default, |item: &Item<'_>| item.duration(SHORTEST..=LONGEST));
@@ -314,7 +314,7 @@ pub(super) fn coalesce(item: &Item<'_>, max_age: Duration) -> Option<Duration> {
     let wait = item.duration(SHORTEST..=DAY)?;
     if wait >= max_age {
         item.mistake(
-            "must be shorter than `queue.max_age`, or each delivery is given up before it is tried: lower it, or raise `max_age`",
+            "must be shorter than `queue.max_age`, or no delivery is tried a second time: lower it, or raise `max_age`",
         );
         return None;
     }

@@ -416,7 +416,7 @@ fn every_key_of_the_queue_is_read() {
             max_bytes: 2 << 20,
         },
         worker: worker::Settings {
-            max_attempts: 3,
+            max_attempts: Some(3),
             max_age: Duration::from_secs(3600),
             backoff: Backoff { initial: Duration::from_millis(10), max: Duration::from_secs(1) },
             concurrency: 2,

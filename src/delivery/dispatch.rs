@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use hyper::header::HeaderValue;
 use tokio::time::{Instant, timeout};
 
@@ -14,8 +15,8 @@ use super::{
 };
 use crate::{ops::metrics::AttemptResult, webhook::payload::Delivery};
 
-/// How long a sender waits for the commit. One that comes later stands, although the sender was told otherwise: what
-/// it sends again is then a duplicate.
+/// How long a sender waits for the commit. What had not begun by then is not stored. One that comes later stands, although
+/// the sender was told otherwise: what it sends again is then a duplicate.
 const COMMIT: Duration = Duration::from_secs(5);
 
 /// How deliveries are handed on.
@@ -44,13 +45,15 @@ pub enum Dispatched {
 
 impl Dispatch {
     /// Hands a delivery of the webhook named `webhook` on to those of its destinations that want it. At least one does;
-    /// without a queue it is the only one.
+    /// without a queue it is the only one. `held` is given back when nobody has the body in memory any more, also where that
+    /// is long after the answer: a queue whose disk has stalled holds what it has taken in.
     pub async fn dispatch(
         &self,
         webhook: &str,
         delivery: &Delivery<'_>,
         destinations: &[Arc<Destination>],
-        parcel: Parcel,
+        mut parcel: Parcel,
+        held: impl Send + 'static,
         lane: usize,
     ) -> Dispatched {
         match self {
@@ -59,6 +62,7 @@ impl Dispatch {
                 direct.dispatch(webhook, delivery.id.as_str(), destination, &parcel, lane).await
             }
             Self::Queued(queue) => {
+                parcel.body = Bytes::from_owner(Kept { body: parcel.body, _held: held });
                 enqueue(
                     &**queue,
                     queue::Delivery {
@@ -116,6 +120,18 @@ impl Dispatch {
 fn policy(destination: &Destination, parcel: &Parcel) -> queue::Policy {
     let coalesce = destination.policy.coalesce.filter(|_| parcel.kind_verified);
     queue::Policy { coalesce, ..destination.policy }
+}
+
+/// A body, and what is given back with its last copy.
+struct Kept<H> {
+    body: Bytes,
+    _held: H,
+}
+
+impl<H> AsRef<[u8]> for Kept<H> {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {

@@ -129,6 +129,9 @@ pub struct Attempt {
 /// How much of an upstream's answer is kept, in bytes.
 pub const MAX_ANSWER: usize = 2 << 10;
 
+/// Of a job's attempts, the last ones are kept. All are counted.
+pub const KEPT_ATTEMPTS: usize = 20;
+
 /// What becomes of a leased job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -149,11 +152,13 @@ pub enum Death {
     Attempts,
     /// `max_age`.
     Age,
+    /// What the store has of it cannot be read.
+    Damaged,
 }
 
 impl Death {
     /// Every reason.
-    pub const ALL: [Self; 3] = [Self::Refused, Self::Attempts, Self::Age];
+    pub const ALL: [Self; 4] = [Self::Refused, Self::Attempts, Self::Age, Self::Damaged];
 
     /// Its name in the store and for users.
     #[must_use]
@@ -162,6 +167,7 @@ impl Death {
             Self::Refused => "refused",
             Self::Attempts => "max_attempts",
             Self::Age => "max_age",
+            Self::Damaged => "damaged",
         }
     }
 }
@@ -295,6 +301,8 @@ pub struct Stock {
     pub depths: Vec<(Recipient, Depth)>,
     /// What the store takes, in bytes.
     pub bytes: u64,
+    /// What a log beside it takes that `max_bytes` says nothing of, in bytes.
+    pub log_bytes: u64,
     /// What it may take, in bytes.
     pub max_bytes: u64,
     /// Dead letters that were dropped since the start, because they were older than `dead_retain`.
@@ -326,8 +334,12 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// Commits a delivery with a job for each of its destinations, all or none.
     ///
     /// The same delivery may be enqueued again: if it waits, nothing happens; if some of its jobs are dead, these wait
-    /// again, with attempts and age counted afresh; if it was delivered within the window, nothing happens; after
-    /// that it is a new one. With a window of zero, every delivery is a new one.
+    /// again, with attempts and age counted afresh; if it was delivered within the window, nothing happens, whether it is
+    /// still in the log or was purged, or went since it was old or to make room; after that it is a new one. With a
+    /// window of zero, every delivery is a new one.
+    ///
+    /// Bodies are counted as long as somebody has them in memory: an engine keeps no copy beyond what it bounds. What
+    /// nobody waits for any more need not be stored.
     fn enqueue(&self, delivery: Delivery) -> Answer<'_, Enqueued>;
 
     /// Leases jobs of a recipient that are due, `max` at most (at least one). Waits until there is one.
@@ -368,6 +380,10 @@ pub struct Lease {
 /// What an engine knows of a lease.
 pub trait Hold: fmt::Debug + Send {
     /// Records the attempt, if there was one, and what becomes of the job, in one commit.
+    ///
+    /// A lease has one owner, until its verdict is committed or it is given back: whoever drops what settles it on the
+    /// way gives it back. The worker waits without end, so that there are never more verdicts on the way than places of
+    /// its own: an engine that gives up says so by an error, and what it keeps it bounds itself.
     fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()>;
 
     /// Gives the job back. Must not block.

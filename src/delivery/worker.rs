@@ -32,9 +32,9 @@ use line::Line;
 /// What of `[queue]` is about delivering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// After so many attempts a job is given up.
-    pub max_attempts: u32,
-    /// A job that is older is given up.
+    /// After so many attempts a job is given up. `None`: only its age counts.
+    pub max_attempts: Option<u32>,
+    /// A job that is older is not tried again. Each is tried once, however old it is.
     pub max_age: Duration,
     /// How long to wait between attempts.
     pub backoff: Backoff,
@@ -45,7 +45,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            max_attempts: 10,
+            max_attempts: None,
             max_age: Duration::from_secs(24 * 60 * 60),
             backoff: Backoff::default(),
             concurrency: 16,

@@ -205,7 +205,7 @@ impl Gate {
         let content_type = read_media_type(&headers)?;
         let (signature, signature_header) = read_signature(&headers)?;
         let until = began + self.limits.body_timeout;
-        let Held { bytes, share: _held } =
+        let Held { bytes, share } =
             body::read(body, self.limits.max_body, until, &self.limits.budget, connection).await?;
         trail.body_read = true;
 
@@ -288,8 +288,10 @@ impl Gate {
             kind_verified: delivery.agreement == Agreement::Proven,
             traceparent: trace.header(),
         };
-        let dispatched =
-            self.dispatch.dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, self.lane).await;
+        let dispatched = self
+            .dispatch
+            .dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, share, self.lane)
+            .await;
         if let Dispatched::Tried(attempt::Outcome::Declined(_) | attempt::Outcome::Failed(_)) = &dispatched {
             trail.destination = webhook.destinations.first().map(|destination| destination.name.as_str());
         }

@@ -2,13 +2,16 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    sync::Arc,
     time::Duration,
 };
 
 use rustls_pki_types::ServerName;
 use tokio::{
-    net::{TcpStream, UnixStream, lookup_host},
+    net::{TcpStream, UnixStream},
+    sync::Mutex,
+    task::spawn_blocking,
     time::{Instant, timeout, timeout_at},
 };
 use tokio_rustls::TlsConnector;
@@ -46,11 +49,12 @@ impl std::fmt::Debug for Tls {
 pub(super) struct Connector {
     target: Target,
     tls: Option<Tls>,
+    names: Names,
 }
 
 impl Connector {
-    pub(super) const fn new(target: Target, tls: Option<Tls>) -> Self {
-        Self { target, tls }
+    pub(super) fn new(target: Target, tls: Option<Tls>) -> Self {
+        Self { target, tls, names: Names::default() }
     }
 
     pub(super) const fn target(&self) -> &Target {
@@ -77,7 +81,7 @@ impl Connector {
                 Ok(Connection::new(socket, None))
             }
             Address::Tcp { host, port, tls } => {
-                let (socket, peer) = tcp(host, *port, deadline, way).await?;
+                let (socket, peer) = tcp(&self.names, host, *port, deadline, way).await?;
                 way.peer = Some(peer);
                 match &self.tls {
                     Some(Tls(connector)) if *tls => {
@@ -141,20 +145,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Resolves the name, and takes the first of its addresses that answers. The caller ends it at the deadline.
 async fn tcp(
+    names: &Names,
     host: &str,
     port: u16,
     deadline: Instant,
     way: &mut Way,
 ) -> Result<(TcpStream, SocketAddr), String> {
     way.step = "its name was not resolved";
-    let addresses: Vec<_> = match lookup_host((host, port)).await {
-        Ok(addresses) => addresses.collect(),
-        Err(error) => {
-            let error = error.to_string();
-            let error = error.strip_prefix("failed to lookup address information: ").unwrap_or(&error);
-            return Err(format!("its name cannot be resolved: {error}"));
-        }
-    };
+    let addresses = names.resolve(host, port).await.map_err(|error| {
+        let error = error.strip_prefix("failed to lookup address information: ").unwrap_or(&error);
+        format!("its name cannot be resolved: {error}")
+    })?;
     way.step = "there was no connection";
     let connected = first_that_answers(&addresses, deadline, &mut way.tried).await;
     connected.ok_or_else(|| match &*way.tried {
@@ -163,6 +164,38 @@ async fn tcp(
         [(_, why)] if host.parse::<IpAddr>().is_ok() => why.clone(),
         tried => format!("tried {}", enough_of(tried)),
     })
+}
+
+/// What a name stood for, or why that could not be found out, and when.
+type Found = (Instant, Result<Vec<SocketAddr>, String>);
+
+/// Resolves a destination's name, one look-up at a time: nobody can break off one that hangs in the resolver, and it takes a
+/// thread for as long. Those who wait for it take what it finds.
+#[derive(Debug, Default)]
+struct Names(Arc<Mutex<Option<Found>>>);
+
+impl Names {
+    async fn resolve(&self, host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok(vec![(address, port).into()]);
+        }
+        let asked = Instant::now();
+        let mut last = Arc::clone(&self.0).lock_owned().await;
+        match &*last {
+            Some((at, found)) if *at >= asked => found.clone(),
+            _ => {
+                let host = host.to_owned();
+                // The turn is over when the thread is free again, whoever still waits.
+                let look_up = spawn_blocking(move || {
+                    let found = (host.as_str(), port).to_socket_addrs();
+                    let found = found.map(Iterator::collect).map_err(|error| error.to_string());
+                    *last = Some((Instant::now(), found.clone()));
+                    found
+                });
+                look_up.await.map_err(|error| error.to_string())?
+            }
+        }
+    }
 }
 
 /// What there is to say of an address that lets its time pass.

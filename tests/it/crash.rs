@@ -208,6 +208,52 @@ fn nothing_accepted_is_lost_by_kills_at_random_moments() {
     survive_kills(SQLITE);
 }
 
+/// `order` and `coalesce` come and go, and so does a destination, while the service is killed and comes back.
+#[test]
+fn nothing_accepted_is_lost_while_settings_change_and_kills_go_on() {
+    const ORDER: [&str; 2] = ["order = \"environment\" # app", "# app"];
+    const COALESCE: [&str; 2] = ["coalesce = \"20ms\" # cache", "# cache"];
+    const CONCURRENCY: [&str; 2] = ["concurrency = 16", "concurrency = 3"];
+    const THIRD: [&str; 2] = ["[\"environment_revision\"] # third", "[\"environment_deleted\"] # third"];
+
+    let (upstream, cache, third) = (moody(), moody(), moody());
+    let destination = |name: &str, upstream: &Upstream, line: &str| {
+        format!("\n[[webhook.destination]]\nname = {name:?}\nurl = {:?}\n{line}", upstream.url())
+    };
+    let setup = Setup::bare().section(&format!("{SQLITE}\n{}", CONCURRENCY[0])).with(
+        Webhook::to(&upstream.url())
+            .line("name = \"esc\"")
+            .destination(&format!("name = \"app\"\n{}", ORDER[1]))
+            .destination(&destination("cache", &cache, COALESCE[1]))
+            .destination(&destination("third", &third, &format!("events = {}", THIRD[0]))),
+    );
+    let mut hookgate = setup.start();
+    let senders = Senders::start(&hookgate);
+    let mut random = fastrand::Rng::with_seed(11);
+    let mut state = [1, 1, 0, 0];
+    let toggled = [ORDER, COALESCE, CONCURRENCY, THIRD];
+    for _ in 0..rounds() {
+        for _ in 0..random.usize(1..4) {
+            let which = random.usize(0..toggled.len());
+            let (from, to) = (toggled[which][state[which]], toggled[which][1 - state[which]]);
+            hookgate.edit(from, to);
+            state[which] = 1 - state[which];
+            hookgate.signal("HUP");
+            thread::park_timeout(Duration::from_millis(random.u64(0..60)));
+        }
+        hookgate.restart("KILL");
+        senders.moved(&hookgate);
+    }
+    let promised = senders.end().promised;
+    assert_kept(&promised, &upstream, rounds());
+    // Whatever was coalesced there, nothing is stuck.
+    for name in ["app", "cache", "third"] {
+        let labels = [("webhook", "esc"), ("destination", name)];
+        hookgate.wait_for_metric("hookgate_queue_depth", &labels, 0.0);
+        assert_eq!(hookgate.metrics().value("hookgate_dead_letters", &labels), Some(0.0), "{name}");
+    }
+}
+
 /// The process ends itself at a step, some times after it has gone past it; comes back, and so on.
 fn survive_steps(queue: &str, steps: &[&str]) {
     for step in steps {

@@ -2,4 +2,6 @@
 
 mod contract;
 mod nats;
+mod policies;
 mod sqlite;
+mod sqlite_rows;

@@ -41,6 +41,8 @@ mod ops;
 #[cfg(test)]
 mod order;
 #[cfg(test)]
+mod pages;
+#[cfg(test)]
 mod queue;
 #[cfg(test)]
 mod relay;

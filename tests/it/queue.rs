@@ -12,8 +12,8 @@ use rusqlite::Connection;
 use serde_json::Value;
 
 use crate::support::{
-    Answer, Connection as Client, Delivery, Gate, Hookgate, Reply, Request, Setup, Upstream, Webhook,
-    eventually, program, run, sample,
+    Answer, Connection as Client, Delivery, Gate, Hookgate, Reply, Request, Setup, TempDir, Upstream,
+    Webhook, cannot, eventually, program, run, sample,
 };
 
 /// Short waits: a failed attempt is repeated within moments.
@@ -192,6 +192,72 @@ fn age_comes_to_an_end() {
     assert_eq!(line["death"], "max_age");
     assert!(line.get("status").is_none() && line.get("attempt").is_none(), "{line}");
     assert_eq!(attempts(&upstream.requests()), ["1"]);
+}
+
+/// What was away for longer than that is tried all the same, once.
+#[test]
+fn a_downtime_kills_nothing_that_was_never_tried() {
+    let upstream = Upstream::always(Reply::silence());
+    let mut hookgate = queued_with(&upstream, "max_age = \"1s\"").start();
+    let delivery = Delivery::good();
+    assert_queued(&hookgate.send(&delivery));
+    upstream.wait_for(1);
+    hookgate.signal("KILL");
+    hookgate.wait_exit();
+    thread::park_timeout(std::time::Duration::from_millis(1100));
+    upstream.now(|_| Reply::ok());
+    hookgate.come_back();
+    let requests = upstream.wait_for(2);
+    assert_eq!(attempts(&requests), ["1", "1"]);
+    wait_for_attempt(&hookgate, "delivered");
+}
+
+/// The resolver of one destination's name does not answer. Another one's name is resolved all the same.
+#[test]
+fn a_name_that_does_not_resolve_holds_up_no_other() {
+    if cannot("mount") {
+        return;
+    }
+    // Nobody answers here.
+    let Ok(resolver) = std::net::UdpSocket::bind("127.0.0.153:53") else {
+        return eprintln!("port 53 cannot be bound here");
+    };
+    let upstream = Upstream::always(Reply::ok());
+    let port = upstream.url();
+    let port = port.split(':').nth(2).unwrap().split('/').next().unwrap();
+    let folder = TempDir::new();
+    let conf = folder.write("resolv.conf", "nameserver 127.0.0.153\noptions timeout:30\n");
+    let hookgate = Setup::bare()
+        .section(QUICK)
+        .with(Webhook::to("http://nowhere.example:1/").line("name = \"lost\"").at("/lost"))
+        .with(webhook(&format!("http://localhost:{port}/")))
+        .launched_by(&[
+            "bwrap",
+            "--die-with-parent",
+            "--dev-bind",
+            "/",
+            "/",
+            "--ro-bind",
+            conf.to_str().unwrap(),
+            "/etc/resolv.conf",
+        ])
+        .start();
+    for _ in 0..40 {
+        assert_queued(&hookgate.send(&Delivery::good().to("/lost")));
+    }
+    resolver.set_read_timeout(Some(crate::support::PATIENCE)).unwrap();
+    resolver.recv(&mut [0; 512]).unwrap();
+    // Those that could take all threads have done so by now.
+    thread::park_timeout(std::time::Duration::from_millis(500));
+    let began = crate::support::Instant::now();
+    for _ in 0..20 {
+        assert_queued(&hookgate.send(&Delivery::good()));
+    }
+    upstream.wait_for(20);
+    hookgate.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+    assert!(began.elapsed() < std::time::Duration::from_secs(8), "{:?}", began.elapsed());
+    let retried = [APP[0], APP[1], ("result", "retry")];
+    assert_eq!(hookgate.metrics().value("hookgate_attempts_total", &retried), Some(0.0));
 }
 
 #[test]

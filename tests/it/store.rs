@@ -1,10 +1,10 @@
-//! What happens to the queue's disk: full, read-only, at its limit, gone. What was accepted stays, what cannot be committed is
+//! What happens to the queue's disk: full, read-only, at its limit, stalled, gone. What was accepted stays, what cannot be committed is
 //! refused, and when the disk is there again the service goes on by itself.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use crate::support::{
-    Delivery, Hookgate, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually, program,
+    Delivery, Gate, Hookgate, Instant, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually, program,
 };
 
 const APP: [(&str, &str); 2] = [("webhook", "hook"), ("destination", "default")];
@@ -258,4 +258,171 @@ fn a_file_that_cannot_be_used_is_a_mistake_of_the_configuration() {
         fs::read_to_string(setup.dir().join("queue.db")).unwrap(),
         "no database at all, and long enough to be read"
     );
+}
+
+/// A `fdatasync` that waits as long as there is a certain file.
+const STALLING: &str = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdlib.h>
+#include <unistd.h>
+int fdatasync(int file) {
+    while (access(getenv("STALLED"), F_OK) == 0) usleep(10000);
+    return ((int (*)(int))dlsym(RTLD_NEXT, "fdatasync"))(file);
+}
+"#;
+
+/// How long the disk stalls: long enough for a leak to be seen, and as long as one likes by `HOOKGATE_STALL_SECONDS`.
+fn stall_length() -> Duration {
+    #[expect(clippy::disallowed_methods, reason = "the length of a test is nobody's configuration")]
+    let seconds = std::env::var("HOOKGATE_STALL_SECONDS").map_or(14, |seconds| seconds.parse().unwrap());
+    Duration::from_secs(seconds)
+}
+
+/// However many come and are refused meanwhile: memory stays within its bound, and no verdict, no lease and no promise is lost.
+#[test]
+fn a_disk_that_stalls_holds_no_more_than_the_budget_and_leaks_no_lease() {
+    const SENDERS: usize = 40;
+    let folder = TempDir::new();
+    let library = folder.path().join("stalling.so");
+    let source = folder.write("stalling.c", STALLING);
+    done(Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).arg("-ldl"));
+    let stalled = folder.path().join("stalled");
+    let gate = Gate::new();
+    let upstream = Upstream::always(Reply::held(&gate, Reply::status(503)));
+    let hookgate = queued("{dir}/queue.db", &upstream)
+        .server("max_inflight_bytes = \"8MiB\"")
+        .environment("LD_PRELOAD", library.to_str().unwrap())
+        .environment("STALLED", stalled.to_str().unwrap())
+        .start();
+    // Under way when the disk stops.
+    let mut accepted = Vec::new();
+    for _ in 0..8 {
+        let delivery = Delivery::good();
+        assert_eq!(hookgate.send(&delivery).said(), (202, "queued"));
+        accepted.push(delivery);
+    }
+    upstream.wait_for(8);
+    fs::write(&stalled, "").unwrap();
+    let began = Instant::now();
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|_| {
+            let address = hookgate.address().clone();
+            thread::spawn(move || {
+                let mut promised = Vec::new();
+                let mut refused = 0_usize;
+                while began.elapsed() < stall_length() {
+                    let delivery = Delivery::good_with(&"x".repeat(900_000));
+                    let began = Instant::now();
+                    match delivery.send(&address).status {
+                        202 => promised.push(delivery),
+                        503 => refused += 1,
+                        status => panic!("{status}"),
+                    }
+                    assert!(began.elapsed() < Duration::from_secs(12), "{:?}", began.elapsed());
+                    thread::park_timeout(Duration::from_millis(100));
+                }
+                (promised, refused)
+            })
+        })
+        .collect();
+    // The outcomes of what is under way come while nothing can be written.
+    gate.open();
+    upstream.now(|_| Reply::ok());
+    eventually("it is not ready", || (hookgate.ops("/readyz").status == 503).then_some(()));
+    thread::park_timeout(stall_length().saturating_sub(began.elapsed()));
+    let most = hookgate.memory("VmHWM");
+    fs::remove_file(&stalled).unwrap();
+    let mut refused = 0;
+    for sender in senders {
+        let (promised, not) = sender.join().unwrap();
+        accepted.extend(promised);
+        refused += not;
+    }
+    println!("{} accepted, {refused} refused, {most} KiB at most", accepted.len());
+    assert!(refused > SENDERS, "{refused}");
+    assert!(most < 80 << 10, "{most} KiB");
+    let ids: Vec<_> = accepted.iter().map(|it| it.header_value("pulumi-webhook-id").to_owned()).collect();
+    assert_all_arrive(&upstream, &ids);
+    hookgate.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+    assert_ready(&hookgate, true);
+    for delivery in &accepted[..8] {
+        hookgate.send(delivery).assert_own("duplicate");
+    }
+    // Each of the first was tried again once: what became of it was recorded.
+    for id in &ids[..8] {
+        let tries: Vec<_> = upstream
+            .requests()
+            .iter()
+            .filter(|request| request.header("pulumi-webhook-id") == Some(id))
+            .map(|request| request.header("hookgate-attempt").unwrap().to_owned())
+            .collect();
+        assert_eq!(tries, ["1", "2"], "{id}");
+    }
+}
+
+/// A rolling update on one volume: the new one starts before the old one is gone.
+#[test]
+fn a_second_service_has_the_queue_when_the_first_is_gone() {
+    let upstream = Upstream::always(Reply::status(503));
+    let shared = TempDir::new();
+    let path = shared.path().join("queue.db");
+    let path = path.to_str().unwrap();
+    let mut first = queued(path, &upstream).start();
+    let delivery = Delivery::good();
+    assert_eq!(first.send(&delivery).said(), (202, "queued"));
+    let end = thread::spawn(move || {
+        thread::park_timeout(Duration::from_millis(1500));
+        first.signal("TERM");
+        assert_eq!(first.wait_exit().code(), Some(0));
+    });
+    let second = queued(path, &upstream).start();
+    second.wait_for_line(|line| line.contains("waiting for its end"));
+    end.join().unwrap();
+    upstream.now(|_| Reply::ok());
+    second.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+    second.send(&delivery).assert_own("duplicate");
+}
+
+#[test]
+fn who_has_the_file_open_at_the_end_is_said() {
+    let upstream = Upstream::always(Reply::ok());
+    let mut hookgate = queued("{dir}/queue.db", &upstream).start();
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+    let reader = rusqlite::Connection::open(hookgate.dir().join("queue.db")).unwrap();
+    let count = |reader: &rusqlite::Connection| -> i64 {
+        reader.query_row("SELECT count(*) FROM job", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(count(&reader), 1);
+    hookgate.signal("TERM");
+    assert_eq!(hookgate.wait_exit().code(), Some(0));
+    hookgate.wait_for_line(|line| line.contains("another program has the queue's file open"));
+    assert_eq!(count(&reader), 1);
+}
+
+/// The system's clock is set back by two hours, and on by 25, while a delivery waits for its next attempt.
+#[test]
+fn a_clock_that_steps_delays_and_kills_nothing() {
+    for step in ["-2h", "+25h"] {
+        let upstream = Upstream::always(Reply::status(503));
+        let folder = TempDir::new();
+        let time = folder.write("time", "+0");
+        let hookgate = queued("{dir}/queue.db", &upstream)
+            .launched_by(&["faketime", "-f", "+0", "env", "-u", "FAKETIME"])
+            .environment("FAKETIME_TIMESTAMP_FILE", time.to_str().unwrap())
+            .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .environment("FAKETIME_NO_CACHE", "1")
+            .start();
+        let delivery = Delivery::good();
+        assert_eq!(hookgate.send(&delivery).said(), (202, "queued"));
+        upstream.wait_for(2);
+        folder.write("time", step);
+        // It goes on as before, and is not dead of an age that it does not have.
+        let tries = upstream.requests().len();
+        upstream.wait_for(tries + 5);
+        upstream.now(|_| Reply::ok());
+        hookgate.wait_for_metric("hookgate_queue_depth", &APP, 0.0);
+        hookgate.wait_for_metric("hookgate_dead_letters", &APP, 0.0);
+        hookgate.send(&delivery).assert_own("duplicate");
+    }
 }

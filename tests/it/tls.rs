@@ -557,7 +557,7 @@ fn send_trusts_the_authorities_that_it_is_told() {
         (url("localhost"), "ca.pem", 0, "Hookgate-Outcome: forwarded"),
         (url("localhost"), "other.pem", 1, "unknown issuer"),
         (url("127.0.0.1"), "ca.pem", 1, "another name"),
-        (format!("http://{address}/hook"), "ca.pem", 2, "--ca is for https only"),
+        (format!("http://{address}/hook"), "ca.pem", 2, "--ca only applies to https URLs"),
         (url("localhost"), "secret", 2, "no PEM certificate"),
         (url("localhost"), "missing", 2, "No such file"),
     ] {

@@ -262,6 +262,7 @@ const fn meaning(death: Death) -> &'static str {
         Death::Refused => "the service's answer says that trying again is of no use",
         Death::Attempts => "`queue.max_attempts` were made",
         Death::Age => "it became older than `queue.max_age`",
+        Death::Damaged => "what the store has of it cannot be read",
     }
 }
 

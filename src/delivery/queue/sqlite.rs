@@ -1,13 +1,17 @@
 //! The embedded engine: one SQLite file, for one running service.
 //!
-//! One thread writes. It takes what has come in meanwhile and commits it in one transaction, so that the price of a flush to
-//! the disk is shared (group commit). Another thread reads. A lease is kept in memory only: the file says that the job
-//! waits until its verdict is committed, so that after a kill it is delivered again at once.
+//! The life of a job: [`Queue::enqueue`] sends its delivery to the one thread that writes, which commits all that has come in
+//! meanwhile in one transaction, so that the price of a flush to the disk is shared (group commit), and rings for its
+//! recipient. [`Queue::lease`] reads from the file what is due, and writes it down in memory only ([`Leased`]): the file says
+//! that the job waits until its verdict is committed, so that after a kill it is delivered again at once. The verdict goes to
+//! the writer by a lane of its own, where no number of new deliveries holds it up, and its lease with it. What is dropped on
+//! the way, wherever that is, gives the job back.
 //!
-//! A verdict that cannot be committed is kept and tried again until it can, and its lease with it: a store that
-//! fails does not turn into deliveries that are made over and over.
+//! A verdict that cannot be committed is kept and tried again until it can, and its lease with it: a store that fails does
+//! not turn into deliveries that are made over and over.
 
-mod ids;
+mod clock;
+mod place;
 mod reader;
 mod rows;
 mod schema;
@@ -15,14 +19,10 @@ mod writer;
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::OsString,
-    fs::{self, File, TryLockError},
-    io,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use rusqlite::Connection;
@@ -31,18 +31,20 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use self::schema::OpenError;
+pub use self::schema::{OpenError, Why};
 use self::{
-    reader::{Fresh, Leasing},
+    clock::Clock,
+    place::Place,
+    reader::Leasing,
     rows::Key,
-    writer::{Command, Done},
+    writer::{Command, Done, Inbox, Work, Writer},
 };
 use super::{
-    Answer, Attempt, Delivery, Depth, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
+    Answer, Attempt, Delivery, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
     QueueError, Recipient, Record, Retention, State, Stock, Verdict,
 };
 
-/// Commands that wait for the writer at most. Whoever comes then waits for room.
+/// Commands that wait for the writer at most, beside verdicts. Whoever comes then waits for room.
 const WAITING_COMMANDS: usize = 1024;
 
 /// Reads that wait at most.
@@ -62,9 +64,10 @@ const STALLED: Duration = Duration::from_secs(5);
 pub struct Sqlite {
     shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
+    verdicts: mpsc::UnboundedSender<Command>,
     reads: mpsc::Sender<Read>,
-    /// Policies under which the jobs of recipients are arranged.
-    arranged: Mutex<HashMap<Recipient, Policy>>,
+    /// The numbers of recipients, and whether their jobs are in order in the file.
+    arranged: Mutex<HashMap<Recipient, (i64, bool)>>,
 }
 
 type Read = Box<dyn FnOnce(&Connection) + Send>;
@@ -75,12 +78,14 @@ struct Shared {
     path: PathBuf,
     retention: Retention,
     window: Duration,
+    clock: Clock,
     held: Mutex<Held>,
-    /// Rung when jobs of a recipient may have become due.
-    bells: Mutex<HashMap<Recipient, watch::Sender<()>>>,
-    counts: Mutex<Counts>,
+    /// Rung when jobs of a recipient, by its number, may have become due.
+    bells: Mutex<HashMap<i64, watch::Sender<()>>>,
+    /// Dead letters that were dropped since the start.
+    dead_dropped: AtomicU64,
     health: watch::Sender<Health>,
-    /// The connection of the thread that reads; absent while the file is put back.
+    /// The connection of the thread that reads; absent while the file is put back, and at the end.
     reader: Mutex<Option<Connection>>,
     /// When the transaction under way began.
     committing: Mutex<Option<Instant>>,
@@ -92,28 +97,40 @@ struct Held {
     leased: HashSet<Key>,
     /// Being superseded, in a transaction under way.
     withdrawn: HashSet<Key>,
-    /// Where those begin that were never leased, by recipient.
-    fresh: HashMap<i64, Fresh>,
 }
 
-/// What is counted as it changes, since counting it in the file takes as long as there are jobs.
-#[derive(Debug, Default)]
-struct Counts {
-    depths: HashMap<Recipient, Depth>,
-    bytes: u64,
-    dead_dropped: u64,
+/// That a job is leased. Whoever has it is the only one; dropped, it ends.
+#[derive(Debug)]
+struct Leased {
+    key: Key,
+    shared: Arc<Shared>,
+}
+
+impl Leased {
+    /// For a job that was just added to those that are.
+    fn new(key: Key, shared: &Arc<Shared>) -> Self {
+        Self { key, shared: Arc::clone(shared) }
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        lock_of(&self.shared.held).leased.remove(&self.key);
+        self.shared.ring(self.key.recipient);
+    }
 }
 
 impl Sqlite {
-    /// Opens the file for the service, and creates it if it is absent. Blocks.
+    /// Opens the file for the service, and creates it if it is absent. Waits for a service that has it open, for a while.
+    /// Blocks.
     ///
     /// # Errors
     ///
     /// [`OpenError`].
     pub fn open(path: &Path, retention: Retention, window: Duration) -> Result<Self, OpenError> {
-        let lock = lock(path)?;
-        let connection = schema::open(path)?;
-        Self::start(path, connection, retention, window, Some(lock))
+        let place = Place::take(path)?;
+        let connection = schema::open(&place.path)?;
+        Self::start(path, connection, retention, Some(window), Some(place))
     }
 
     /// Opens a file for a command, beside the service or without one. Blocks. It keeps no retention.
@@ -124,50 +141,80 @@ impl Sqlite {
     pub fn open_beside(path: &Path) -> Result<Self, OpenError> {
         let connection = schema::open_beside(path)?;
         let retention = Retention { max_bytes: u64::MAX, ..Retention::default() };
-        Self::start(path, connection, retention, Duration::ZERO, None)
+        Self::start(path, connection, retention, None, None)
     }
 
     fn start(
         path: &Path,
         connection: Connection,
         retention: Retention,
-        window: Duration,
-        lock: Option<File>,
+        window: Option<Duration>,
+        mut place: Option<Place>,
     ) -> Result<Self, OpenError> {
-        let unusable = |what: String| OpenError::Unusable { path: path.to_owned(), what };
-        let reader = schema::open_again(path).map_err(|error| unusable(error.to_string()))?;
-        let (commands, inbox) = mpsc::channel(WAITING_COMMANDS);
+        let failed = |error: rusqlite::Error| Why::unusable(path, &error);
+        let clock = Clock::read(&connection).map_err(failed)?;
+        let window = match window {
+            Some(window) => {
+                writer::tell(&connection, window, clock.ahead()).map_err(failed)?;
+                window
+            }
+            None => writer::window(&connection).map_err(failed)?,
+        };
+        let reader = schema::open_again(path).map_err(failed)?;
+        if let Some(place) = &mut place {
+            place.note().map_err(|error| Why::unusable(path, &error))?;
+        }
+        let (commands, to_do) = mpsc::channel(WAITING_COMMANDS);
+        let (verdicts, settled) = mpsc::unbounded_channel();
         let (reads, orders) = mpsc::channel(WAITING_READS);
         let shared = Arc::new(Shared {
-            path: path.to_owned(),
+            path: place.as_ref().map_or_else(|| path.to_owned(), |place| place.path.clone()),
             retention,
             window,
+            clock,
             held: Mutex::default(),
             bells: Mutex::default(),
-            counts: Mutex::default(),
+            dead_dropped: AtomicU64::new(0),
             health: watch::Sender::new(Health::Ready),
             reader: Mutex::new(Some(reader)),
             committing: Mutex::default(),
         });
-        let writer = writer::Writer::try_new(connection, Arc::clone(&shared), lock)
-            .map_err(|error| unusable(error.to_string()))?;
+        let writer = Writer::new(connection, Arc::clone(&shared), place);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
             // They end when their senders are gone, and `close` waits for what they have to do before.
-            thread.map(drop).map_err(|error| unusable(error.to_string()))
+            thread.map(drop).map_err(|error| Why::unusable(path, &error))
         };
-        spawn("queue-writer", Box::new(move || writer.run(inbox)))?;
+        spawn("queue-writer", Box::new(move || writer.run(Inbox { commands: to_do, verdicts: settled })))?;
         let reading = Arc::clone(&shared);
         spawn("queue-reader", Box::new(move || read(&reading, orders)))?;
-        Ok(Self { shared, commands, reads, arranged: Mutex::default() })
+        Ok(Self { shared, commands, verdicts, reads, arranged: Mutex::default() })
     }
 
     /// Has the writer do something, and waits until it is committed.
-    async fn write<T>(
+    async fn write<T: Send + 'static>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Command,
+        work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
     ) -> Result<T, QueueError> {
-        order(&self.commands, command).await
+        let (done, answer) = oneshot::channel();
+        self.commands.send(Command::task(work, done)).await.map_err(|_ended| ended())?;
+        answer.await.unwrap_or_else(|_ended| Err(ended()))
+    }
+
+    /// The same by the lane of verdicts.
+    async fn order<T>(&self, command: impl FnOnce(Done<T>) -> Command) -> Result<T, QueueError> {
+        let (done, answer) = oneshot::channel();
+        self.verdicts.send(command(done)).map_err(|_ended| ended())?;
+        answer.await.unwrap_or_else(|_ended| Err(ended()))
+    }
+
+    async fn enqueue(&self, delivery: Delivery) -> Result<Enqueued, QueueError> {
+        // Who comes while the disk does not answer is not kept waiting for it.
+        if let Some(reason) = self.shared.stall() {
+            return Err(QueueError::Unavailable(reason));
+        }
+        let delivery = Box::new(delivery);
+        self.write(move |work| work.enqueue(&delivery)).await
     }
 
     /// Has the reader do something.
@@ -189,26 +236,29 @@ impl Sqlite {
     async fn change(
         &self,
         filter: &Filter,
-        command: fn(Vec<Key>, Vec<State>, Done<u64>) -> Command,
+        work: fn(&mut Work<'_>, &[Key], &[State]) -> rusqlite::Result<u64>,
     ) -> Result<u64, QueueError> {
-        let (all, states) = (filter.clone(), &filter.states);
-        let keys = self.read(move |connection| reader::keys(connection, &all)).await?;
+        let (all, states, shared) = (filter.clone(), &filter.states, Arc::clone(&self.shared));
+        let keys = self.read(move |connection| reader::keys(connection, &shared, &all)).await?;
         let mut count = 0;
         for portion in keys.chunks(PORTION) {
-            count += self.write(|done| command(portion.to_vec(), states.clone(), done)).await?;
+            let (portion, states) = (portion.to_vec(), states.clone());
+            count += self.write(move |to| work(to, &portion, &states).map(Ok)).await?;
         }
         Ok(count)
     }
 
-    /// The jobs in the file were put there under the policy that was in force then.
-    async fn arrange(&self, recipient: &Recipient, policy: Policy) -> Result<(), QueueError> {
-        if lock_of(&self.arranged).get(recipient) == Some(&policy) {
-            return Ok(());
+    /// The number of a recipient whose jobs in the file are arranged as the policy says.
+    async fn arrange(&self, recipient: &Recipient, in_order: bool) -> Result<i64, QueueError> {
+        let known = lock_of(&self.arranged).get(recipient).copied();
+        if let Some((number, _)) = known.filter(|(_, was)| *was == in_order) {
+            return Ok(number);
         }
-        let (to, in_order) = (recipient.clone(), policy.in_order);
-        self.write(|done| Command::Arrange { recipient: to, in_order, done }).await?;
-        lock_of(&self.arranged).insert(recipient.clone(), policy);
-        Ok(())
+        let to = recipient.clone();
+        let arrange = move |work: &mut Work<'_>| work.arrange(&to, in_order).map(Ok);
+        let number = self.order(|done| Command::task(arrange, done)).await?;
+        lock_of(&self.arranged).insert(recipient.clone(), (number, in_order));
+        Ok(number)
     }
 
     async fn lease(
@@ -217,23 +267,25 @@ impl Sqlite {
         policy: Policy,
         max: usize,
     ) -> Result<Vec<Lease>, QueueError> {
-        self.arrange(recipient, policy).await?;
-        let mut bell = self.shared.bell(recipient);
+        let number = self.arrange(recipient, policy.in_order).await?;
+        let mut bell = self.shared.bell(number);
         loop {
             bell.mark_unchanged();
-            let (shared, commands, to) =
-                (Arc::clone(&self.shared), self.commands.downgrade(), recipient.clone());
+            let (shared, verdicts, to) =
+                (Arc::clone(&self.shared), self.verdicts.downgrade(), recipient.clone());
             // They are leases before they leave the reader: whoever waited may be gone, and they go back then.
             let leasing = self.read(move |connection| {
-                let Leasing { jobs, next_due } = reader::lease(connection, &shared, &to, max)?;
-                let lease = |(key, fresh, job)| {
-                    let (shared, commands, in_order) =
-                        (Arc::clone(&shared), commands.clone(), policy.in_order);
-                    Lease::new(job, Box::new(Holding { key, fresh, in_order, shared, commands }))
-                };
-                Ok((jobs.into_iter().map(lease).collect::<Vec<_>>(), next_due))
+                let Leasing { jobs, damaged, next_due } =
+                    reader::lease(connection, &shared, (number, &to), policy.in_order, max)?;
+                let lease =
+                    |(leased, job)| Lease::new(job, Box::new(Holding { leased, verdicts: verdicts.clone() }));
+                Ok((jobs.into_iter().map(lease).collect::<Vec<_>>(), damaged, next_due))
             });
-            let (leases, next_due) = leasing.await?;
+            let (leases, damaged, next_due) = leasing.await?;
+            for key in damaged {
+                let bury = move |work: &mut Work<'_>| work.bury(key).map(Ok);
+                self.order(|done| Command::task(bury, done)).await?;
+            }
             if !leases.is_empty() {
                 return Ok(leases);
             }
@@ -247,31 +299,18 @@ impl Sqlite {
     }
 
     async fn stock(&self) -> Result<Stock, QueueError> {
-        self.shared.notice_stall();
-        let mut stock = {
-            let counts = lock_of(&self.shared.counts);
-            Stock {
-                depths: counts.depths.iter().map(|(to, depth)| (to.clone(), *depth)).collect(),
-                bytes: counts.bytes,
-                max_bytes: self.shared.retention.max_bytes,
-                dead_dropped: counts.dead_dropped,
-            }
-        };
-        stock.depths.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let waiting: Vec<_> =
-            stock.depths.iter().filter(|(_, depth)| depth.waiting > 0).map(|(to, _)| to.clone()).collect();
-        let shared = Arc::clone(&self.shared);
-        let mut oldest = self.read(move |connection| reader::oldest(connection, &shared, &waiting)).await?;
-        for (to, depth) in &mut stock.depths {
-            depth.oldest = oldest.remove(to);
+        // A writer that hangs in the disk cannot say so itself.
+        if let Some(reason) = self.shared.stall() {
+            self.shared.set_health(Health::NotReady(reason));
         }
-        Ok(stock)
+        let shared = Arc::clone(&self.shared);
+        self.read(move |connection| reader::stock(connection, &shared)).await
     }
 }
 
 impl Queue for Sqlite {
     fn enqueue(&self, delivery: Delivery) -> Answer<'_, Enqueued> {
-        Box::pin(self.write(move |done| Command::Enqueue { delivery: Box::new(delivery), done }))
+        Box::pin(self.enqueue(delivery))
     }
 
     fn lease<'a>(&'a self, recipient: &'a Recipient, policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
@@ -283,21 +322,21 @@ impl Queue for Sqlite {
     }
 
     fn list<'a>(&'a self, filter: &'a Filter, max: usize) -> Answer<'a, Vec<Record>> {
-        let filter = filter.clone();
-        Box::pin(self.read(move |connection| reader::list(connection, &filter, max)))
+        let (filter, shared) = (filter.clone(), Arc::clone(&self.shared));
+        Box::pin(self.read(move |connection| reader::list(connection, &shared, &filter, max)))
     }
 
     fn show<'a>(&'a self, id: &'a JobId) -> Answer<'a, Option<Details>> {
-        let id = id.clone();
-        Box::pin(self.read(move |connection| reader::show(connection, &id)))
+        let (id, shared) = (id.clone(), Arc::clone(&self.shared));
+        Box::pin(self.read(move |connection| reader::show(connection, &shared, &id)))
     }
 
     fn redeliver<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        Box::pin(self.change(filter, |keys, states, done| Command::Redeliver { keys, states, done }))
+        Box::pin(self.change(filter, |work, keys, states| work.redeliver(keys, states)))
     }
 
     fn purge<'a>(&'a self, filter: &'a Filter) -> Answer<'a, u64> {
-        Box::pin(self.change(filter, |keys, states, done| Command::Purge { keys, states, done }))
+        Box::pin(self.change(filter, |work, keys, states| work.purge(keys, states)))
     }
 
     fn health(&self) -> watch::Receiver<Health> {
@@ -305,68 +344,43 @@ impl Queue for Sqlite {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        Box::pin(self.write(|done| Command::Close { done }))
+        Box::pin(self.order(Command::Close))
     }
 }
 
-/// A lease, as the engine sees it.
+/// A lease, as the engine sees it. Released, it is dropped.
 #[derive(Debug)]
 struct Holding {
-    key: Key,
-    /// It had never been leased before.
-    fresh: bool,
-    in_order: bool,
-    shared: Arc<Shared>,
+    leased: Leased,
     /// A lease does not keep the engine alive.
-    commands: mpsc::WeakSender<Command>,
+    verdicts: mpsc::WeakUnboundedSender<Command>,
 }
 
 impl Hold for Holding {
     fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
-        let Self { key, in_order, shared, commands, .. } = *self;
+        let Self { leased: lease, verdicts } = *self;
+        let (done, answer) = oneshot::channel();
+        // It is the writer's before anybody waits for it.
+        let sent = verdicts
+            .upgrade()
+            .is_some_and(|verdicts| verdicts.send(Command::verdict(lease, verdict, attempt, done)).is_ok());
         Box::pin(async move {
-            let Some(commands) = commands.upgrade() else { return Err(ended()) };
-            // From here on the writer ends the lease, whoever still waits for it.
-            let settled =
-                order(&commands, |done| Command::Settle { key, in_order, verdict, attempt, done }).await;
-            if commands.is_closed() {
-                shared.end_lease(key);
-            }
-            settled
+            if sent { answer.await.unwrap_or_else(|_ended| Err(ended())) } else { Err(ended()) }
         })
     }
 
-    fn release(self: Box<Self>) {
-        {
-            let mut held = lock_of(&self.shared.held);
-            held.leased.remove(&self.key);
-            if self.fresh {
-                held.fresh.entry(self.key.recipient).or_default().returned.insert(self.key.delivery);
-            }
-        }
-        self.shared.ring_all();
-    }
+    fn release(self: Box<Self>) {}
 }
 
 impl Shared {
-    fn bell(&self, recipient: &Recipient) -> watch::Receiver<()> {
-        lock_of(&self.bells).entry(recipient.clone()).or_insert_with(|| watch::Sender::new(())).subscribe()
+    fn bell(&self, recipient: i64) -> watch::Receiver<()> {
+        lock_of(&self.bells).entry(recipient).or_insert_with(|| watch::Sender::new(())).subscribe()
     }
 
-    fn ring(&self, recipient: &Recipient) {
-        if let Some(bell) = lock_of(&self.bells).get(recipient) {
+    fn ring(&self, recipient: i64) {
+        if let Some(bell) = lock_of(&self.bells).get(&recipient) {
             bell.send_replace(());
         }
-    }
-
-    fn ring_all(&self) {
-        for bell in lock_of(&self.bells).values() {
-            bell.send_replace(());
-        }
-    }
-
-    fn end_lease(&self, key: Key) {
-        lock_of(&self.held).leased.remove(&key);
     }
 
     fn set_health(&self, health: Health) {
@@ -377,35 +391,11 @@ impl Shared {
         });
     }
 
-    /// A writer that hangs in the disk cannot say so itself.
-    fn notice_stall(&self) {
-        let since = *lock_of(&self.committing);
-        if let Some(since) = since
-            && since.elapsed() > STALLED
-        {
-            self.set_health(Health::NotReady(format!("a commit takes longer than {STALLED:?}")));
-        }
+    /// Why nothing is committed just now, if the disk does not answer.
+    fn stall(&self) -> Option<String> {
+        let since = (*lock_of(&self.committing))?;
+        (since.elapsed() > STALLED).then(|| format!("a commit takes longer than {STALLED:?}"))
     }
-
-    /// Whether the file that is open is the one that the path names.
-    fn is_in_place(&self, opened: (u64, u64)) -> bool {
-        identity(&self.path).is_ok_and(|found| found == opened)
-    }
-}
-
-/// Device and inode of a file.
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::metadata(path).map(|file| (file.dev(), file.ino()))
-}
-
-/// Sends a command and waits for what becomes of it.
-async fn order<T>(
-    commands: &mpsc::Sender<Command>,
-    command: impl FnOnce(oneshot::Sender<Result<T, QueueError>>) -> Command,
-) -> Result<T, QueueError> {
-    let (done, answer) = oneshot::channel();
-    commands.send(command(done)).await.map_err(|_ended| ended())?;
-    answer.await.unwrap_or_else(|_ended| Err(ended()))
 }
 
 /// What the thread that reads does.
@@ -415,19 +405,6 @@ fn read(shared: &Shared, mut orders: mpsc::Receiver<Read>) {
         if let Some(connection) = &*lock_of(&shared.reader) {
             work(connection);
         }
-    }
-}
-
-/// Makes sure that this is the only service on the file. The kernel gives the lock back when the process ends.
-fn lock(path: &Path) -> Result<File, OpenError> {
-    let unusable = |error: io::Error| OpenError::Unusable { path: path.to_owned(), what: error.to_string() };
-    let mut name = OsString::from(path);
-    name.push(".lock");
-    let file = File::options().create(true).truncate(false).write(true).open(name).map_err(unusable)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(unusable(error)),
     }
 }
 
@@ -441,10 +418,6 @@ fn ended() -> QueueError {
 
 fn unavailable(error: &rusqlite::Error) -> QueueError {
     QueueError::Unavailable(error.to_string())
-}
-
-fn now() -> i64 {
-    rows::to_millis(SystemTime::now())
 }
 
 #[cfg(test)]

@@ -122,7 +122,7 @@ pub fn set_gauges<'s>(
         oldest = oldest.max(age(depth));
     }
     metrics.depth(NO_WEBHOOK, NO_WEBHOOK, waiting, oldest, dead);
-    metrics.stock(stock.bytes, stock.max_bytes, stock.dead_dropped);
+    metrics.stock(stock.bytes + stock.log_bytes, stock.max_bytes, stock.dead_dropped);
     depths
 }
 

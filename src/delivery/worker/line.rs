@@ -1,6 +1,7 @@
 //! The line of one recipient: its jobs leased, tried, and their verdicts recorded.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -15,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use super::{Settings, Worker};
 use crate::{
@@ -34,7 +35,7 @@ const UNSETTLED: usize = 64;
 /// How long a line leaves the store alone after it has failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// How long a verdict may take to be committed.
+/// A verdict that takes longer to be committed is told.
 const SETTLE: Duration = Duration::from_secs(30);
 
 /// The deliveries to one recipient.
@@ -81,6 +82,8 @@ impl Line {
         stop: CancellationToken,
     ) {
         let mut attempts = JoinSet::new();
+        // Nothing can be leased, and the log says so.
+        let mut idle = false;
         loop {
             while let Some(ended) = attempts.try_join_next() {
                 note_panic(ended);
@@ -101,11 +104,14 @@ impl Line {
             let Leased { leases, slot, room, probe } = match leased {
                 Ok(leased) => leased,
                 Err(error) => {
-                    debug!(recipient = %self.recipient, %error, "nothing can be leased");
+                    if !std::mem::replace(&mut idle, true) {
+                        warn!(recipient = %self.recipient, %error, "nothing can be leased");
+                    }
                     self.stumbled.store(true, Relaxed);
                     continue;
                 }
             };
+            idle = false;
             let (mut slot, mut room) = (Some(slot), Some(room));
             for lease in leases {
                 // As many as were asked for: there is room for each.
@@ -174,20 +180,17 @@ impl Line {
         self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the job is too old to be tried.
-    fn is_too_old(&self, job: &Job) -> bool {
-        let age = SystemTime::now().duration_since(job.since).unwrap_or_default();
-        age >= self.worker.settings.max_age
-    }
-
-    /// What becomes of a job after an attempt.
-    fn judge(&self, job: &Job, outcome: &Outcome) -> Verdict {
-        let Settings { max_attempts, backoff, .. } = self.worker.settings;
+    /// What becomes of a job that was so old after an attempt.
+    fn judge(&self, job: &Job, age: Duration, outcome: &Outcome) -> Verdict {
+        let Settings { max_attempts, max_age, backoff, .. } = self.worker.settings;
         let attempts = job.attempts.saturating_add(1);
         match outcome.prospect(SystemTime::now()) {
             Prospect::Done => Verdict::Delivered,
             Prospect::Same => Verdict::Dead(Death::Refused),
-            Prospect::Better(_) if attempts >= max_attempts => Verdict::Dead(Death::Attempts),
+            Prospect::Better(_) if max_attempts.is_some_and(|max| attempts >= max) => {
+                Verdict::Dead(Death::Attempts)
+            }
+            Prospect::Better(_) if age >= max_age => Verdict::Dead(Death::Age),
             Prospect::Better(asked) => Verdict::Retry(backoff.delay(attempts, fastrand::u64(..), asked)),
         }
     }
@@ -202,10 +205,17 @@ impl Line {
                 (Verdict::Delivered | Verdict::Retry(_), None) => Ok(()),
             }
         };
-        let settled = timeout(SETTLE, settled).await.unwrap_or_else(|_elapsed| {
-            Err(QueueError::Unavailable(format!("a verdict was not committed within {SETTLE:?}")))
-        });
+        let mut settled = pin!(settled);
         let unsettled = &self.worker.unsettled;
+        let settled = if let Ok(settled) = timeout(SETTLE, &mut settled).await {
+            settled
+        } else {
+            if !unsettled.swap(true, Relaxed) {
+                warn!(limit = ?SETTLE, "what became of a delivery is not recorded yet: its place is kept");
+            }
+            // It is waited for without end, and its place with it: so there are never more of them than places.
+            settled.await
+        };
         match settled {
             Ok(()) => unsettled.store(false, Relaxed),
             Err(error) => {
@@ -246,7 +256,9 @@ impl Telling {
     ) {
         let (line, destination) = (Arc::clone(&self.line), Arc::clone(&self.destination));
         let job = lease.job();
-        if line.is_too_old(job) {
+        // A downtime, or a name that was out of the configuration, kills nothing that was never tried.
+        let age = SystemTime::now().duration_since(job.since).unwrap_or_default();
+        if job.attempts > 0 && age >= line.worker.settings.max_age {
             log(&line.recipient, job, None, Verdict::Dead(Death::Age));
             drop((self, slot));
             line.settle(lease, Verdict::Dead(Death::Age), None).await;
@@ -258,12 +270,14 @@ impl Telling {
         let (outcome, ended) = attempt(&destination, &job.parcel, number, line.worker.lane, began).await;
         let duration = ended.duration_since(began);
         step!("attempted");
-        let verdict = line.judge(job, &outcome);
+        let verdict = line.judge(job, age + duration, &outcome);
         let (result, sign) = match verdict {
             Verdict::Delivered => (AttemptResult::Delivered, Sign::Alive),
             Verdict::Retry(_) => (AttemptResult::Retry, Sign::Failing),
             Verdict::Dead(Death::Refused) => (AttemptResult::Dead, Sign::Alive),
-            Verdict::Dead(Death::Attempts | Death::Age) => (AttemptResult::Dead, Sign::Failing),
+            Verdict::Dead(Death::Attempts | Death::Age | Death::Damaged) => {
+                (AttemptResult::Dead, Sign::Failing)
+            }
         };
         destination.metrics.attempt(result, duration);
         self.sign = sign;

@@ -1,4 +1,5 @@
-//! What every engine promises. A case gets an engine whose store is empty, and opens it as often as it likes.
+//! What every engine promises. A case gets an engine whose store is empty, and opens it as often as it likes. What is
+//! promised of `order` and `coalesce` only by the engines that have them is in `policies.rs`.
 
 use std::{
     sync::Arc,
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use hookgate::delivery::{
     destination::{MediaType, Parcel},
     queue::{
-        Attempt, Death, Delivery, Depth, Details, Enqueued, Filter, Health, JobId, Lease, Policy, Queue,
-        QueueError, Recipient, Record, Retention, State,
+        Attempt, Death, Delivery, Depth, Details, Enqueued, Filter, Health, JobId, KEPT_ATTEMPTS, Lease,
+        Policy, Queue, QueueError, Recipient, Record, Retention, State,
     },
 };
 use hyper::header::HeaderValue;
@@ -24,7 +25,7 @@ pub(super) trait Engine {
 /// Makes tests of all cases, for one engine.
 macro_rules! hold {
     ($engine:expr) => {
-        $crate::engines::contract::hold! { $engine =>
+        $crate::engines::contract::hold! { $engine, contract =>
             accepted_is_leased_and_done,
             bytes_and_headers_are_kept,
             a_fan_out_is_one_commit_with_a_job_for_each,
@@ -45,13 +46,10 @@ macro_rules! hold {
             a_dead_delivery_is_revived_where_it_is_lacking,
             after_the_window_it_is_a_new_one,
             without_a_window_every_one_is_new,
-            a_purged_delivery_is_a_new_one,
-            an_environment_goes_in_order,
-            fifty_become_one,
-            the_highest_revision_is_the_newest,
-            the_newest_that_waits_is_the_newest_whenever_it_came,
-            only_what_is_alike_is_coalesced,
-            what_is_called_back_is_not_coalesced,
+            what_waited_and_was_purged_is_new,
+            what_was_delivered_is_known_within_the_window_whatever_goes,
+            the_last_attempts_are_kept,
+            a_verdict_that_nobody_waits_for_leaks_no_lease,
             a_restart_forgets_nothing,
             stock_counts,
             old_ones_are_forgotten,
@@ -59,12 +57,12 @@ macro_rules! hold {
             a_closed_queue_says_so,
         }
     };
-    ($engine:expr => $($case:ident,)*) => {
+    ($engine:expr, $of:ident => $($case:ident,)*) => {
         $(
             #[tokio::test]
             async fn $case() {
                 let engine = $engine;
-                let case = $crate::engines::contract::$case(&engine);
+                let case = $crate::engines::$of::$case(&engine);
                 tokio::time::timeout($crate::support::PATIENCE * 3, case).await.expect("the case ends in time");
             }
         )*
@@ -73,8 +71,7 @@ macro_rules! hold {
 pub(super) use hold;
 
 pub(super) const WINDOW: Duration = Duration::from_secs(120);
-const PLAIN: Policy = Policy { in_order: false, coalesce: None };
-const ORDERED: Policy = Policy { in_order: true, coalesce: None };
+pub(super) const PLAIN: Policy = Policy { in_order: false, coalesce: None };
 
 /// A delivery under this ID, for the destination `app`.
 pub(super) fn delivery(id: &str) -> Delivery {
@@ -97,7 +94,7 @@ pub(super) fn delivery(id: &str) -> Delivery {
     }
 }
 
-fn to(mut delivery: Delivery, destinations: &[(&str, Policy)]) -> Delivery {
+pub(super) fn to(mut delivery: Delivery, destinations: &[(&str, Policy)]) -> Delivery {
     delivery.destinations = destinations.iter().map(|(name, policy)| ((*name).to_owned(), *policy)).collect();
     delivery
 }
@@ -117,7 +114,7 @@ pub(super) async fn until(queue: &dyn Queue, wanted: impl FnMut(&Health) -> bool
     queue.health().wait_for(wanted).await.unwrap();
 }
 
-async fn opened(engine: &dyn Engine) -> Arc<dyn Queue> {
+pub(super) async fn opened(engine: &dyn Engine) -> Arc<dyn Queue> {
     ready(engine, Retention::default(), WINDOW).await
 }
 
@@ -130,14 +127,14 @@ pub(super) async fn lease(queue: &dyn Queue, destination: &str) -> Lease {
     lease_by(queue, destination, PLAIN).await
 }
 
-async fn lease_by(queue: &dyn Queue, destination: &str, policy: Policy) -> Lease {
+pub(super) async fn lease_by(queue: &dyn Queue, destination: &str, policy: Policy) -> Lease {
     let mut leases = queue.lease(&recipient(destination), policy, 1).await.unwrap();
     assert_eq!(leases.len(), 1);
     leases.pop().unwrap()
 }
 
 /// Nothing can be leased for a moment.
-async fn nothing_is_due(queue: &dyn Queue, destination: &str, policy: Policy) {
+pub(super) async fn nothing_is_due(queue: &dyn Queue, destination: &str, policy: Policy) {
     let recipient = recipient(destination);
     let lease = queue.lease(&recipient, policy, 8);
     if let Ok(leases) = tokio::time::timeout(Duration::from_millis(300), lease).await {
@@ -166,7 +163,7 @@ pub(super) async fn ack(lease: Lease) {
     lease.ack(attempt).await.unwrap();
 }
 
-async fn kill(lease: Lease) {
+pub(super) async fn kill(lease: Lease) {
     let attempt = attempt(&lease, 400);
     lease.dead_letter(Death::Refused, Some(attempt)).await.unwrap();
 }
@@ -184,14 +181,14 @@ async fn details(queue: &dyn Queue, id: &JobId) -> Details {
     queue.show(id).await.unwrap().expect("the job is there")
 }
 
-async fn depth(queue: &dyn Queue, destination: &str) -> Depth {
+pub(super) async fn depth(queue: &dyn Queue, destination: &str) -> Depth {
     let recipient = recipient(destination);
     let stock = queue.stock().await.unwrap();
     stock.depths.into_iter().find(|(of, _)| *of == recipient).map(|(_, depth)| depth).unwrap_or_default()
 }
 
 /// Asks again until it is so. For what an engine does by itself in the background.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -601,175 +598,95 @@ pub(super) async fn without_a_window_every_one_is_new(engine: &dyn Engine) {
     enqueue(&*queue, delivery("a")).await;
 }
 
-pub(super) async fn a_purged_delivery_is_a_new_one(engine: &dyn Engine) {
+pub(super) async fn what_waited_and_was_purged_is_new(engine: &dyn Engine) {
     let queue = opened(engine).await;
     enqueue(&*queue, delivery("a")).await;
     assert_eq!(queue.purge(&Filter::default()).await, Ok(1));
     enqueue(&*queue, delivery("a")).await;
-    ack(lease(&*queue, "app").await).await;
+    kill(lease(&*queue, "app").await).await;
     assert_eq!(queue.purge(&Filter::default()).await, Ok(1));
     enqueue(&*queue, delivery("a")).await;
     ack(lease(&*queue, "app").await).await;
 }
 
-pub(super) async fn an_environment_goes_in_order(engine: &dyn Engine) {
-    let queue = opened(engine).await;
-    for n in 0..6 {
-        let mut ordered = to(delivery(&n.to_string()), &[("app", ORDERED)]);
-        ordered.environment = match n % 3 {
-            0 => Some("website/prod".to_owned()),
-            1 => Some("website/dev".to_owned()),
-            _ => None,
-        };
-        enqueue(&*queue, ordered).await;
+/// Neither `retain` nor a purge makes a copy of what was just delivered a new delivery.
+pub(super) async fn what_was_delivered_is_known_within_the_window_whatever_goes(engine: &dyn Engine) {
+    let window = Duration::from_secs(5);
+    let retention = Retention { retain: Duration::from_millis(1), ..Retention::default() };
+    let queue = ready(engine, retention, window).await;
+    for id in ["swept", "purged"] {
+        enqueue(&*queue, delivery(id)).await;
     }
-    let mut leases = Vec::new();
-    while leases.len() < 3 {
-        leases.extend(queue.lease(&recipient("app"), ORDERED, 6).await.unwrap());
-    }
-    let mut ids: Vec<_> = leases.iter().map(id_of).collect();
-    ids.sort();
-    assert_eq!(ids, ["0", "1", "2"], "the first of each environment");
-    nothing_is_due(&*queue, "app", ORDERED).await;
-    // One that fails holds up those after it, and only those.
-    let at = leases.iter().position(|lease| id_of(lease) == "0").unwrap();
-    let failing = leases.swap_remove(at);
-    let failed = attempt(&failing, 503);
-    failing.retry(Duration::from_millis(400), failed).await.unwrap();
-    for lease in leases {
-        ack(lease).await;
-    }
-    let mut order = Vec::new();
-    while order.len() < 4 {
-        for lease in queue.lease(&recipient("app"), ORDERED, 6).await.unwrap() {
-            order.push(id_of(&lease));
-            ack(lease).await;
+    let began = SystemTime::now();
+    ack(lease(&*queue, "app").await).await;
+    eventually("the log forgets it", async || all(&*queue).await.len() == 1).await;
+    ack(lease(&*queue, "app").await).await;
+    queue.purge(&Filter::default()).await.unwrap();
+    assert_eq!(all(&*queue).await, []);
+    for id in ["swept", "purged"] {
+        let mut other = delivery(id);
+        other.parcel.body = Bytes::from_static(b"{}");
+        let answers = (queue.enqueue(delivery(id)).await, queue.enqueue(other).await);
+        // A machine that was too slow for this proves nothing.
+        if began.elapsed().unwrap() < window {
+            assert_eq!(answers, (Ok(Enqueued::Duplicate), Ok(Enqueued::Conflict)), "{id}");
         }
     }
-    let place = |id: &str| order.iter().position(|seen| seen == id).unwrap();
-    assert!(place("0") < place("3"), "{order:?}");
-    assert!(place("4") < place("0") && place("5") < place("0"), "{order:?}");
+    eventually("the window passes", async || queue.enqueue(delivery("swept")).await == Ok(Enqueued::Queued))
+        .await;
 }
 
-fn coalescing(milliseconds: u64) -> Policy {
-    Policy { in_order: false, coalesce: Some(Duration::from_millis(milliseconds)) }
+pub(super) async fn the_last_attempts_are_kept(engine: &dyn Engine) {
+    let queue = opened(engine).await;
+    enqueue(&*queue, delivery("a")).await;
+    let count = u32::try_from(KEPT_ATTEMPTS).unwrap() + 5;
+    for _ in 0..count {
+        let lease = lease(&*queue, "app").await;
+        let failed = attempt(&lease, 503);
+        lease.retry(Duration::ZERO, failed).await.unwrap();
+    }
+    let id = all(&*queue).await[0].id.clone();
+    let shown = details(&*queue, &id).await;
+    assert_eq!(shown.record.attempts, count);
+    let numbers: Vec<_> = shown.attempts.iter().map(|attempt| attempt.number).collect();
+    assert_eq!(numbers, (6..=count).collect::<Vec<_>>());
+}
+
+/// It is recorded, or the job is given back: nothing is between the two.
+pub(super) async fn a_verdict_that_nobody_waits_for_leaks_no_lease(engine: &dyn Engine) {
+    let queue = opened(engine).await;
+    for n in 0..20 {
+        enqueue(&*queue, delivery(&n.to_string())).await;
+    }
+    let mut leases = Vec::new();
+    while leases.len() < 20 {
+        leases.extend(queue.lease(&recipient("app"), PLAIN, 20).await.unwrap());
+    }
+    for (n, lease) in leases.into_iter().enumerate() {
+        let attempt = attempt(&lease, 200);
+        let settling = lease.ack(attempt);
+        // Some are not even begun.
+        if n % 2 == 0 {
+            drop(tokio::time::timeout(Duration::ZERO, settling).await);
+        }
+    }
+    let recipient = recipient("app");
+    eventually("all come to their end", async || {
+        let wait = queue.lease(&recipient, PLAIN, 20);
+        if let Ok(leases) = tokio::time::timeout(Duration::from_millis(100), wait).await {
+            for lease in leases.unwrap() {
+                ack(lease).await;
+            }
+        }
+        all(&*queue).await.iter().all(|record| record.state == State::Delivered)
+    })
+    .await;
 }
 
 /// The IDs and standings of everything, in order of arrival.
-async fn outcome(queue: &dyn Queue) -> Vec<(String, State)> {
+pub(super) async fn outcome(queue: &dyn Queue) -> Vec<(String, State)> {
     let records = all(queue).await;
     records.into_iter().rev().map(|record| (record.delivery_id, record.state)).collect()
-}
-
-pub(super) async fn fifty_become_one(engine: &dyn Engine) {
-    let policy = coalescing(1000);
-    let queue = opened(engine).await;
-    let recipient = recipient("app");
-    let storm = async {
-        for n in 0..50 {
-            enqueue(&*queue, to(delivery(&n.to_string()), &[("app", policy)])).await;
-        }
-    };
-    let (leases, ()) = tokio::join!(queue.lease(&recipient, policy, 100), storm);
-    let [lease] = <[Lease; 1]>::try_from(leases.unwrap()).unwrap();
-    assert_eq!(id_of(&lease), "49");
-    ack(lease).await;
-    nothing_is_due(&*queue, "app", policy).await;
-    let outcome = outcome(&*queue).await;
-    assert_eq!(outcome.len(), 50);
-    assert_eq!(outcome.last(), Some(&("49".to_owned(), State::Delivered)));
-    assert!(outcome[..49].iter().all(|(_, state)| *state == State::Coalesced), "{outcome:?}");
-}
-
-pub(super) async fn the_highest_revision_is_the_newest(engine: &dyn Engine) {
-    let policy = coalescing(500);
-    let queue = opened(engine).await;
-    for revision in [3, 9, 7] {
-        let mut sent = to(delivery(&revision.to_string()), &[("app", policy)]);
-        sent.revision = Some(revision);
-        enqueue(&*queue, sent).await;
-    }
-    let lease = lease_by(&*queue, "app", policy).await;
-    assert_eq!(id_of(&lease), "9");
-    ack(lease).await;
-    nothing_is_due(&*queue, "app", policy).await;
-    let expected = [("3", State::Coalesced), ("9", State::Delivered), ("7", State::Coalesced)];
-    assert_eq!(outcome(&*queue).await, expected.map(|(id, state)| (id.to_owned(), state)));
-    // What came before is over: nothing is newer than this one among those that wait.
-    let mut late = to(delivery("8"), &[("app", policy)]);
-    late.revision = Some(8);
-    enqueue(&*queue, late).await;
-    let late = lease_by(&*queue, "app", policy).await;
-    assert_eq!(id_of(&late), "8");
-}
-
-/// A lower revision comes while the highest one waits to be tried again, and then a higher one.
-pub(super) async fn the_newest_that_waits_is_the_newest_whenever_it_came(engine: &dyn Engine) {
-    let queue = opened(engine).await;
-    let policy = Policy { in_order: false, coalesce: Some(Duration::from_millis(100)) };
-    let recipient = recipient("app");
-    let send = async |revision: u64| {
-        let mut sent = to(delivery(&revision.to_string()), &[("app", policy)]);
-        sent.revision = Some(revision);
-        enqueue(&*queue, sent).await;
-    };
-    let take = async || queue.lease(&recipient, policy, 1).await.unwrap().pop().unwrap();
-    let state_of = async |id: &str| {
-        let record = all(&*queue).await.into_iter().find(|record| record.delivery_id == id).unwrap();
-        (record.state, record.due)
-    };
-    send(9).await;
-    let failing = take().await;
-    let failed = attempt(&failing, 503);
-    failing.retry(Duration::from_secs(3600), failed).await.unwrap();
-    let (_, due) = state_of("9").await;
-    send(7).await;
-    tokio::select! {
-        lease = take() => panic!("{} is leased", id_of(&lease)),
-        () = eventually("7 is not delivered", async || state_of("7").await.0 == State::Coalesced) => {}
-    }
-    assert_eq!(state_of("9").await, (State::Waiting, due), "it is tried again when it is due");
-    send(10).await;
-    let lease = take().await;
-    assert_eq!(id_of(&lease), "10");
-    ack(lease).await;
-    assert_eq!(state_of("9").await.0, State::Coalesced);
-}
-
-pub(super) async fn only_what_is_alike_is_coalesced(engine: &dyn Engine) {
-    let policy = coalescing(300);
-    let queue = opened(engine).await;
-    let mut elsewhere = to(delivery("environment"), &[("app", policy)]);
-    elsewhere.environment = Some("website/dev".to_owned());
-    let mut otherwise = to(delivery("event"), &[("app", policy)]);
-    otherwise.parcel.event = HeaderValue::from_static("environment_revision_retracted");
-    for sent in [to(delivery("first"), &[("app", policy)]), elsewhere, otherwise] {
-        enqueue(&*queue, sent).await;
-    }
-    let mut ids = Vec::new();
-    while ids.len() < 3 {
-        let lease = lease_by(&*queue, "app", policy).await;
-        ids.push(id_of(&lease));
-        ack(lease).await;
-    }
-    ids.sort();
-    assert_eq!(ids, ["environment", "event", "first"]);
-}
-
-pub(super) async fn what_is_called_back_is_not_coalesced(engine: &dyn Engine) {
-    let policy = coalescing(300);
-    let queue = opened(engine).await;
-    for id in ["older", "newer"] {
-        enqueue(&*queue, to(delivery(id), &[("app", policy)])).await;
-    }
-    ack(lease_by(&*queue, "app", policy).await).await;
-    let filter =
-        Filter { ids: vec!["older".to_owned()], states: vec![State::Coalesced], ..Filter::default() };
-    assert_eq!(queue.redeliver(&filter).await, Ok(1));
-    let lease = lease_by(&*queue, "app", policy).await;
-    assert_eq!(id_of(&lease), "older");
-    ack(lease).await;
-    assert!(outcome(&*queue).await.iter().all(|(_, state)| *state == State::Delivered));
 }
 
 pub(super) async fn a_restart_forgets_nothing(engine: &dyn Engine) {

@@ -290,10 +290,16 @@ impl Hookgate {
     #[track_caller]
     pub(crate) fn come_back(&mut self) -> ExitStatus {
         let ended = self.wait_exit();
+        self.start_again();
+        ended
+    }
+
+    /// Starts it again after its end.
+    #[track_caller]
+    pub(crate) fn start_again(&mut self) {
         self.launch_again();
         self.webhook = self.listening("webhook");
         self.ops = self.listening("ops");
-        ended
     }
 
     /// The same for one that may end again before it listens; how often it was started.

@@ -48,6 +48,7 @@ impl Shared {
         Ok(Stock {
             depths: depths.into_iter().collect(),
             bytes: store.bytes().await?,
+            log_bytes: 0,
             max_bytes: self.retention.max_bytes,
             dead_dropped: self.dead_dropped.load(Ordering::Relaxed),
         })

@@ -1,252 +1,172 @@
-//! What is read from the file: due jobs, and the log.
-//!
-//! A job that has never been leased, and goes at once, is *fresh*: it has no due time in the file and is in none of the
-//! indexes of waiting jobs, which keeps commits short. Fresh jobs are found by going through the jobs in order of arrival,
-//! and how far that has got is kept in memory.
+//! What is read from the file: due jobs, counts, and the log.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashSet,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, OptionalExtension, params, params_from_iter, types::Value};
+use rusqlite::{Connection, Error, OptionalExtension, params, params_from_iter, types::Value};
 
 use super::{
-    Held, Shared, lock_of, now,
-    rows::{self, Key, from_millis},
+    Held, Leased, Shared, lock_of, place,
+    rows::{self, Key},
 };
-use crate::delivery::queue::{Details, Filter, Job, JobId, Recipient, Record};
+use crate::delivery::queue::{Depth, Details, Filter, Job, JobId, Recipient, Record, Stock};
 
-/// Jobs that were leased, with whether they were fresh, or else how long it takes until one is due.
+/// Jobs that were leased.
 #[derive(Debug)]
 pub(super) struct Leasing {
-    pub(super) jobs: Vec<(Key, bool, Job)>,
+    pub(super) jobs: Vec<(Leased, Job)>,
+    /// Those whose rows cannot be read.
+    pub(super) damaged: Vec<Key>,
+    /// How long it takes until one more is due.
     pub(super) next_due: Option<Duration>,
-}
-
-/// Where the fresh jobs of a recipient are.
-#[derive(Debug, Default)]
-pub(super) struct Fresh {
-    /// Those before this delivery have been leased.
-    next: i64,
-    /// Leases of these were given back.
-    pub(super) returned: BTreeSet<i64>,
-}
-
-/// A job that can be leased; those that have been due for longest come first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    since: i64,
-    delivery: i64,
-    fresh: bool,
 }
 
 /// Leases jobs that are due, those that have been due for longest first.
 pub(super) fn lease(
     connection: &Connection,
-    shared: &Shared,
-    recipient: &Recipient,
+    shared: &Arc<Shared>,
+    (number, recipient): (i64, &Recipient),
+    in_order: bool,
     max: usize,
 ) -> rusqlite::Result<Leasing> {
-    let nothing = Leasing { jobs: Vec::new(), next_due: None };
-    let Some(number) = number_of(connection, recipient)? else { return Ok(nothing) };
-    let max = max.max(1);
-    // Until the end, so that what is read here and who holds what are of one moment.
-    let mut held = lock_of(&shared.held);
-    let (mut candidates, next_due) = due(connection, &held, number, max)?;
-    let fresh = held.fresh.entry(number).or_default();
-    candidates.extend(fresh.look(connection, number, max)?);
-    candidates.sort_unstable();
-    candidates.truncate(max);
+    // Ages are taken by the system's clock of now.
+    shared.clock.compare(SystemTime::now());
+    let (keys, next_due) = {
+        // Until the end, so that what is read here and who holds what are of one moment.
+        let mut held = lock_of(&shared.held);
+        let (keys, next_due) = due(connection, shared, &held, number, in_order, max.max(1))?;
+        held.leased.extend(keys.iter().copied());
+        (keys, next_due)
+    };
+    let leases: Vec<_> = keys.into_iter().map(|key| Leased::new(key, shared)).collect();
+    let mut leasing = Leasing { jobs: Vec::new(), damaged: Vec::new(), next_due };
     let sql = format!(
-        "SELECT {}, {} FROM job JOIN delivery ON delivery.number = job.delivery
-         WHERE job.delivery = ?1 AND job.recipient = ?2",
+        "SELECT {}, {} FROM job LEFT JOIN delivery ON delivery.number = job.delivery
+         WHERE job.delivery = ?1 AND job.recipient = ?2 AND job.state = 'waiting'",
         rows::JOB,
         rows::PARCEL
     );
     let mut whole = connection.prepare_cached(&sql)?;
-    let jobs = candidates
-        .iter()
-        .map(|candidate| {
-            let (key, job) =
-                whole.query_row([candidate.delivery, number], |row| rows::job(row, recipient))?;
-            Ok((key, candidate.fresh, job))
-        })
-        .collect::<rusqlite::Result<Vec<_>>>()?;
-    for candidate in candidates.iter().filter(|candidate| candidate.fresh) {
-        fresh.take(candidate.delivery);
+    for leased in leases {
+        let read = |row: &rusqlite::Row<'_>| rows::job(row, recipient, &shared.clock);
+        match whole.query_row([leased.key.delivery, number], read) {
+            Ok(job) => leasing.jobs.push((leased, job)),
+            // It was purged just now.
+            Err(Error::QueryReturnedNoRows) => {}
+            Err(error @ Error::SqliteFailure(..)) => return Err(error),
+            Err(_) => leasing.damaged.push(leased.key),
+        }
     }
-    held.leased.extend(jobs.iter().map(|(key, ..)| *key));
-    Ok(Leasing { jobs, next_due })
+    Ok(leasing)
 }
 
-/// Jobs with a due time that has come, and how long it takes until another one's has.
+/// Jobs that are due and may go, and how long it takes until another one is.
 fn due(
     connection: &Connection,
+    shared: &Shared,
     held: &Held,
     recipient: i64,
+    in_order: bool,
     max: usize,
-) -> rusqlite::Result<(Vec<Candidate>, Option<Duration>)> {
+) -> rusqlite::Result<(Vec<Key>, Option<Duration>)> {
+    // Only while `order` has just come can more than one of a line be under way.
+    let mut busy = HashSet::new();
+    if in_order {
+        let mut line =
+            connection.prepare_cached("SELECT line FROM job WHERE delivery = ?1 AND recipient = ?2")?;
+        for key in held.leased.iter().filter(|key| key.recipient == recipient) {
+            busy.extend(
+                line.query_row([key.delivery, recipient], |row| row.get::<_, Option<String>>(0))
+                    .optional()?,
+            );
+        }
+    }
     let mut due = connection.prepare_cached(
-        "SELECT delivery, due FROM job INDEXED BY job_due
-         WHERE recipient = ?1 AND state = 'waiting' AND blocked = 0 AND due IS NOT NULL ORDER BY due, delivery",
+        "SELECT delivery, due, line FROM job INDEXED BY job_due
+         WHERE recipient = ?1 AND state = 'waiting' AND blocked = 0 ORDER BY due, delivery",
     )?;
     let mut rows = due.query([recipient])?;
-    let now = now();
+    let now = shared.clock.now();
     let mut found = Vec::new();
     while found.len() < max
         && let Some(row) = rows.next()?
     {
-        let (delivery, since): (i64, i64) = (row.get(0)?, row.get(1)?);
-        let key = Key { delivery, recipient };
+        let (key, time) = (Key { delivery: row.get(0)?, recipient }, row.get::<_, i64>(1)?);
         if held.leased.contains(&key) || held.withdrawn.contains(&key) {
             continue;
         }
-        if since > now {
-            return Ok((found, Some(Duration::from_millis(u64::try_from(since - now).unwrap_or(0)))));
+        if time > now {
+            return Ok((found, Some(Duration::from_millis(u64::try_from(time - now).unwrap_or(0)))));
         }
-        found.push(Candidate { since, delivery, fresh: false });
+        if in_order && busy.contains(&row.get::<_, Option<String>>(2)?) {
+            continue;
+        }
+        found.push(key);
     }
     Ok((found, None))
 }
 
-/// The condition of a fresh job.
-macro_rules! fresh {
-    ($before:literal, $after:literal) => {
-        concat!($before, " state = 'waiting' AND due IS NULL ", $after)
-    };
-}
-
-impl Fresh {
-    /// The first ones, in order of arrival.
-    fn look(
-        &mut self,
-        connection: &Connection,
-        recipient: i64,
-        max: usize,
-    ) -> rusqlite::Result<Vec<Candidate>> {
-        let mut found = Vec::new();
-        let mut of_returned = connection
-            .prepare_cached(fresh!("SELECT since FROM job WHERE delivery = ?1 AND recipient = ?2 AND", ""))?;
-        for delivery in self.returned.clone() {
-            match of_returned.query_row([delivery, recipient], |row| row.get(0)).optional()? {
-                Some(since) => found.push(Candidate { since, delivery, fresh: true }),
-                // It was purged, or redelivered meanwhile and has a due time now.
-                None => drop(self.returned.remove(&delivery)),
-            }
-        }
-        found.truncate(max);
-        let missing = max - found.len();
-        if missing > 0 {
-            let newest = newest(connection)?;
-            let mut later = connection.prepare_cached(fresh!(
-                "SELECT delivery, since FROM job WHERE delivery >= ?1 AND recipient = ?2 AND",
-                "ORDER BY delivery LIMIT ?3"
-            ))?;
-            let later = later
-                .query_map(
-                    params![self.next, recipient, i64::try_from(missing).unwrap_or(i64::MAX)],
-                    |row| Ok(Candidate { delivery: row.get(0)?, since: row.get(1)?, fresh: true }),
-                )?
-                .collect::<rusqlite::Result<Vec<_>>>()?;
-            self.next = later.first().map_or(newest + 1, |first| first.delivery);
-            found.extend(later);
-        }
-        // A clock that was set back does not change their order.
-        let mut since = i64::MIN;
-        for candidate in &mut found {
-            since = since.max(candidate.since);
-            candidate.since = since;
-        }
-        Ok(found)
-    }
-
-    /// One of the first ones is leased.
-    fn take(&mut self, delivery: i64) {
-        if !self.returned.remove(&delivery) {
-            self.next = delivery + 1;
-        }
-    }
-
-    /// No fresh job is before this delivery, but for those that are leased.
-    fn first(&self) -> i64 {
-        self.returned.first().map_or(self.next, |first| self.next.min(*first))
-    }
-}
-
-/// The number of the newest delivery that has a job.
-fn newest(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("SELECT coalesce(max(delivery), 0) FROM job")?.query_row([], |row| row.get(0))
-}
-
-/// How many fresh jobs recipients have.
-pub(super) fn count_fresh(connection: &Connection, shared: &Shared) -> rusqlite::Result<HashMap<i64, u64>> {
-    let recipients: Vec<i64> = connection
-        .prepare_cached("SELECT number FROM recipient")?
-        .query_map([], |row| row.get(0))?
-        .collect::<rusqlite::Result<_>>()?;
-    let newest = newest(connection)?;
-    let from = {
-        let held = lock_of(&shared.held);
-        let first = |number| held.fresh.get(number).map_or(0, Fresh::first);
-        let leased = held.leased.iter().map(|key| key.delivery);
-        recipients.iter().map(first).chain(leased).min().unwrap_or(0)
-    };
-    let mut found: HashMap<i64, (i64, u64)> = HashMap::new();
-    let mut all = connection
-        .prepare_cached(fresh!("SELECT recipient, delivery FROM job WHERE delivery >= ?1 AND", ""))?;
-    let mut rows = all.query([from])?;
-    while let Some(row) = rows.next()? {
-        let (_, count) = found.entry(row.get(0)?).or_insert((row.get(1)?, 0));
-        *count += 1;
-    }
-    let mut held = lock_of(&shared.held);
-    for number in recipients {
-        let first = found.get(&number).map_or(newest + 1, |(first, _)| *first);
-        held.fresh.entry(number).or_insert_with(|| Fresh { next: first, ..Fresh::default() });
-    }
-    Ok(found.into_iter().map(|(number, (_, count))| (number, count)).collect())
-}
-
-fn number_of(connection: &Connection, recipient: &Recipient) -> rusqlite::Result<Option<i64>> {
-    connection
-        .prepare_cached("SELECT number FROM recipient WHERE webhook = ?1 AND destination = ?2")?
-        .query_row([&recipient.webhook, &recipient.destination], |row| row.get(0))
-        .optional()
-}
-
-/// When the oldest waiting job of each recipient was accepted.
-pub(super) fn oldest(
-    connection: &Connection,
-    shared: &Shared,
-    recipients: &[Recipient],
-) -> rusqlite::Result<HashMap<Recipient, SystemTime>> {
-    let mut oldest = HashMap::new();
-    let mut with_due = connection.prepare_cached(
-        "SELECT delivery FROM job INDEXED BY job_waiting
-         WHERE recipient = ?1 AND state = 'waiting' AND due IS NOT NULL ORDER BY delivery LIMIT 1",
+/// Counts, and what the file takes.
+pub(super) fn stock(connection: &Connection, shared: &Shared) -> rusqlite::Result<Stock> {
+    let mut statement = connection.prepare_cached(
+        "SELECT webhook, destination, waiting, dead,
+             (SELECT received FROM delivery WHERE number = (SELECT min(delivery) FROM job INDEXED BY job_waiting
+                 WHERE job.recipient = recipient.number AND state = 'waiting'))
+         FROM recipient ORDER BY webhook, destination",
     )?;
-    let mut received = connection.prepare_cached("SELECT received FROM delivery WHERE number = ?1")?;
-    for recipient in recipients {
-        let Some(number) = number_of(connection, recipient)? else { continue };
-        let mut held = lock_of(&shared.held);
-        let leased = held.leased.iter().filter(|key| key.recipient == number).map(|key| key.delivery).min();
-        let fresh = held.fresh.entry(number).or_default().look(connection, number, 1)?;
-        drop(held);
-        let due = with_due.query_row([number], |row| row.get(0)).optional()?;
-        let first = leased.into_iter().chain(fresh.first().map(|first| first.delivery)).chain(due).min();
-        // A leased one may have been purged.
-        let Some(first) = first else { continue };
-        if let Some(time) = received.query_row([first], |row| row.get(0)).optional()? {
-            oldest.insert(recipient.clone(), from_millis(time));
-        }
+    let count = |number: i64| u64::try_from(number).unwrap_or(0);
+    let depths = statement.query_map([], |row| {
+        let recipient = Recipient { webhook: row.get(0)?, destination: row.get(1)? };
+        let oldest = row.get::<_, Option<i64>>(4)?.map(|time| shared.clock.shown(time));
+        Ok((recipient, Depth { waiting: count(row.get(2)?), oldest, dead: count(row.get(3)?) }))
+    })?;
+    Ok(Stock {
+        depths: depths.collect::<rusqlite::Result<_>>()?,
+        bytes: Pages::read(connection)?.used(),
+        log_bytes: place::log_length(&shared.path),
+        max_bytes: shared.retention.max_bytes,
+        dead_dropped: shared.dead_dropped.load(std::sync::atomic::Ordering::Relaxed),
+    })
+}
+
+/// The pages of the file, as the transaction under way leaves them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pages {
+    pub(super) all: u64,
+    pub(super) free: u64,
+    size: u64,
+}
+
+impl Pages {
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let pragma = |name: &str| -> rusqlite::Result<u64> {
+            let mut statement = connection.prepare_cached(name)?;
+            statement.query_row([], |row| row.get::<_, i64>(0)).map(|value| u64::try_from(value).unwrap_or(0))
+        };
+        Ok(Self {
+            all: pragma("PRAGMA page_count")?,
+            free: pragma("PRAGMA freelist_count")?,
+            size: pragma("PRAGMA page_size")?,
+        })
     }
-    Ok(oldest)
+
+    /// Bytes in use.
+    pub(super) const fn used(self) -> u64 {
+        self.all.saturating_sub(self.free).saturating_mul(self.size)
+    }
 }
 
 /// The newest jobs that a filter means.
-pub(super) fn list(connection: &Connection, filter: &Filter, max: usize) -> rusqlite::Result<Vec<Record>> {
-    let (condition, mut values) = rows::condition(filter);
+pub(super) fn list(
+    connection: &Connection,
+    shared: &Shared,
+    filter: &Filter,
+    max: usize,
+) -> rusqlite::Result<Vec<Record>> {
+    let (condition, mut values) = rows::condition(filter, &shared.clock);
     values.push(Value::from(i64::try_from(max).unwrap_or(i64::MAX)));
     let sql = format!(
         "SELECT {} FROM {} WHERE {condition} ORDER BY job.delivery DESC, job.recipient LIMIT ?",
@@ -254,12 +174,12 @@ pub(super) fn list(connection: &Connection, filter: &Filter, max: usize) -> rusq
         rows::TABLES
     );
     let mut statement = connection.prepare(&sql)?;
-    statement.query_map(params_from_iter(values), rows::record)?.collect()
+    statement.query_map(params_from_iter(values), |row| rows::record(row, &shared.clock))?.collect()
 }
 
 /// All jobs that a filter means.
-pub(super) fn keys(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<Key>> {
-    let (condition, values) = rows::condition(filter);
+pub(super) fn keys(connection: &Connection, shared: &Shared, filter: &Filter) -> rusqlite::Result<Vec<Key>> {
+    let (condition, values) = rows::condition(filter, &shared.clock);
     let sql = format!("SELECT job.delivery, job.recipient FROM {} WHERE {condition}", rows::TABLES);
     let mut statement = connection.prepare(&sql)?;
     let key = |row: &rusqlite::Row<'_>| Ok(Key { delivery: row.get(0)?, recipient: row.get(1)? });
@@ -267,7 +187,11 @@ pub(super) fn keys(connection: &Connection, filter: &Filter) -> rusqlite::Result
 }
 
 /// One job.
-pub(super) fn show(connection: &Connection, id: &JobId) -> rusqlite::Result<Option<Details>> {
+pub(super) fn show(
+    connection: &Connection,
+    shared: &Shared,
+    id: &JobId,
+) -> rusqlite::Result<Option<Details>> {
     let Ok(key) = id.0.parse::<Key>() else { return Ok(None) };
     let sql = format!(
         "SELECT {}, {} FROM {} WHERE job.delivery = ?1 AND job.recipient = ?2",
@@ -277,7 +201,7 @@ pub(super) fn show(connection: &Connection, id: &JobId) -> rusqlite::Result<Opti
     );
     let found = connection
         .query_row(&sql, params![key.delivery, key.recipient], |row| {
-            Ok((rows::record(row)?, rows::parcel(row, 16)?))
+            Ok((rows::record(row, &shared.clock)?, rows::parcel(row, 16)?))
         })
         .optional()?;
     let Some((record, parcel)) = found else { return Ok(None) };
@@ -286,7 +210,7 @@ pub(super) fn show(connection: &Connection, id: &JobId) -> rusqlite::Result<Opti
          WHERE delivery = ?1 AND recipient = ?2 ORDER BY number",
     )?;
     let attempts = statement
-        .query_map(params![key.delivery, key.recipient], rows::attempt)?
+        .query_map(params![key.delivery, key.recipient], |row| rows::attempt(row, &shared.clock))?
         .collect::<rusqlite::Result<Vec<_>>>()?;
     Ok(Some(Details { record, parcel, attempts }))
 }

@@ -11,8 +11,8 @@ use rusqlite::{
     Row,
     types::{FromSqlError, Value},
 };
-use xxhash_rust::xxh3::xxh3_64;
 
+use super::clock::Clock;
 use crate::delivery::{
     destination::{MediaType, Parcel},
     queue::{Attempt, Death, Filter, Job, JobId, NoState, Recipient, Record, State},
@@ -71,11 +71,6 @@ fn small<T: TryFrom<i64>>(number: i64, most: T) -> T {
     T::try_from(number).unwrap_or(most)
 }
 
-/// What the index of IDs holds of an ID: 32 bits, which take little space and tell a million apart well enough.
-pub(super) fn hash_of(id: &str) -> i64 {
-    i64::try_from(xxh3_64(id.as_bytes()) & u64::from(u32::MAX)).unwrap_or(0)
-}
-
 /// The columns of [`parcel`].
 pub(super) const PARCEL: &str = "delivery.body, delivery.content_type, delivery.id, delivery.kind, \
     delivery.signature, delivery.event, delivery.kind_verified, delivery.traceparent";
@@ -102,27 +97,27 @@ pub(super) fn parcel(row: &Row<'_>, at: usize) -> rusqlite::Result<Parcel> {
 pub(super) const JOB: &str = "job.delivery, job.recipient, job.since, job.attempts, job.attempts_ever";
 
 /// Reads [`JOB`] and behind it [`PARCEL`].
-pub(super) fn job(row: &Row<'_>, recipient: &Recipient) -> rusqlite::Result<(Key, Job)> {
+pub(super) fn job(row: &Row<'_>, recipient: &Recipient, clock: &Clock) -> rusqlite::Result<Job> {
     let key = Key { delivery: row.get(0)?, recipient: row.get(1)? };
-    let job = Job {
+    Ok(Job {
         id: key.into(),
         recipient: recipient.clone(),
         parcel: parcel(row, 5)?,
-        since: from_millis(row.get(2)?),
+        since: clock.shown(row.get(2)?),
         attempts: small(row.get(3)?, u32::MAX),
         attempts_ever: small(row.get(4)?, u32::MAX),
-    };
-    Ok((key, job))
+    })
 }
 
-/// The columns of [`record`].
+/// The columns of [`record`]. What is missing of a damaged job is empty.
 pub(super) const RECORD: &str = "job.delivery, job.recipient, recipient.webhook, recipient.destination, \
-    job.state, job.death, delivery.id, delivery.kind, delivery.event, delivery.environment, \
-    delivery.revision, delivery.received, coalesce(job.due, job.since), job.finished, job.attempts_ever, length(delivery.body)";
+    job.state, job.death, coalesce(delivery.id, ''), coalesce(delivery.kind, ''), coalesce(delivery.event, ''), \
+    delivery.environment, delivery.revision, coalesce(delivery.received, job.since), job.due, job.finished, \
+    job.attempts_ever, coalesce(length(delivery.body), 0)";
 
 /// The tables of [`RECORD`], [`PARCEL`] and [`condition`].
 pub(super) const TABLES: &str = "job \
-    JOIN delivery ON delivery.number = job.delivery \
+    LEFT JOIN delivery ON delivery.number = job.delivery \
     JOIN recipient ON recipient.number = job.recipient";
 
 /// Reads a state by its name.
@@ -131,7 +126,7 @@ pub(super) fn state(name: &str) -> rusqlite::Result<State> {
 }
 
 /// Reads [`RECORD`].
-pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
+pub(super) fn record(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Record> {
     let key = Key { delivery: row.get(0)?, recipient: row.get(1)? };
     let state = state(&row.get::<_, String>(4)?)?;
     let death: Option<String> = row.get(5)?;
@@ -146,19 +141,19 @@ pub(super) fn record(row: &Row<'_>) -> rusqlite::Result<Record> {
         event: row.get(8)?,
         environment: row.get(9)?,
         revision: row.get::<_, Option<i64>>(10)?.map(from_integer),
-        received: from_millis(row.get(11)?),
-        due: Some(from_millis(row.get(12)?)).filter(|_| waits),
-        finished: row.get::<_, Option<i64>>(13)?.map(from_millis),
+        received: clock.shown(row.get(11)?),
+        due: Some(clock.shown(row.get(12)?)).filter(|_| waits),
+        finished: row.get::<_, Option<i64>>(13)?.map(|time| clock.shown(time)),
         attempts: small(row.get(14)?, u32::MAX),
         size: from_integer(row.get(15)?),
     })
 }
 
 /// Reads `number, at, duration_us, status, error, answer`.
-pub(super) fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
+pub(super) fn attempt(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Attempt> {
     Ok(Attempt {
         number: small(row.get(0)?, u32::MAX),
-        at: from_millis(row.get(1)?),
+        at: clock.shown(row.get(1)?),
         duration: Duration::from_micros(from_integer(row.get(2)?)),
         status: row.get(3)?,
         error: row.get(4)?,
@@ -167,23 +162,17 @@ pub(super) fn attempt(row: &Row<'_>) -> rusqlite::Result<Attempt> {
 }
 
 /// A filter as a condition on [`TABLES`], with its parameters.
-pub(super) fn condition(filter: &Filter) -> (String, Vec<Value>) {
+pub(super) fn condition(filter: &Filter, clock: &Clock) -> (String, Vec<Value>) {
     let Filter { ids, states, webhook, destination, event, since, until } = filter;
     let text = |text: &String| Value::from(text.clone());
-    let time = |time: &SystemTime| Value::from(to_millis(*time));
+    let time = |time: &SystemTime| Value::from(clock.stored(*time));
     let mut all = All { text: "1".into(), values: Vec::new() };
     all.any(ids.iter().flat_map(|id| {
-        // Both alternatives are of one table: else SQLite reads every job instead of looking them up.
+        // Each alternative is an index of the one table: else SQLite reads every job instead of looking them up.
         let job = id.parse().ok().map(|Key { delivery, recipient }| {
-            ("(delivery.number = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
+            ("(job.delivery = ? AND job.recipient = ?)", vec![delivery.into(), recipient.into()])
         });
-        let by_id = (
-            "(delivery.number IN (SELECT number FROM by_id WHERE hash = ? UNION ALL
-                 SELECT number FROM delivery WHERE id = ? AND number >
-                     coalesce((SELECT value FROM counter WHERE name = 'indexed'), 0))
-                 AND delivery.id = ?)",
-            vec![hash_of(id).into(), text(id), text(id)],
-        );
+        let by_id = ("job.delivery IN (SELECT number FROM delivery WHERE delivery.id = ?)", vec![text(id)]);
         std::iter::once(by_id).chain(job)
     }));
     all.any(states.iter().map(|state| ("job.state = ?", vec![state.name().to_owned().into()])));

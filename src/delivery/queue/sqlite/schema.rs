@@ -3,205 +3,107 @@
 //! `docs/queue.md` shows operators how to look into it with plain `sqlite3`.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
+use super::place::PATIENCE;
+
 /// Marks the file as ours: `hkgt`.
 const APPLICATION_ID: i64 = 0x686b_6774;
 
 /// Forms that were used before the first release. They are refused.
-const UNRELEASED: usize = 1;
+const UNRELEASED: usize = 2;
 
 /// The form that is known here.
 const VERSION: usize = UNRELEASED + MIGRATIONS.len();
 
 /// What brings the file from each version of the schema to the next; the first from nothing to the first that was
 /// released. A released entry is never changed.
-const MIGRATIONS: [&str; 1] = ["
-    -- Destinations of webhooks, by their names in the configuration.
-    CREATE TABLE recipient (
-        number      INTEGER PRIMARY KEY,
-        webhook     TEXT NOT NULL,
-        destination TEXT NOT NULL,
-        UNIQUE (webhook, destination)
-    ) STRICT;
-
-    -- What senders sent. Times are milliseconds since 1970, UTC.
-    CREATE TABLE delivery (
-        number        INTEGER PRIMARY KEY, -- in order of arrival; none is given twice
-        webhook       TEXT NOT NULL,
-        id            TEXT NOT NULL,       -- Pulumi-Webhook-ID
-        kind          TEXT NOT NULL,       -- Pulumi-Webhook-Kind
-        event         TEXT NOT NULL,       -- the filter's name where there is one, else the kind
-        environment   TEXT,                -- projectName/environmentName
-        revision      INTEGER,
-        content_type  BLOB NOT NULL,
-        signature     BLOB NOT NULL,       -- Pulumi-Webhook-Signature
-        traceparent   BLOB NOT NULL,
-        kind_verified INTEGER NOT NULL,
-        received      INTEGER NOT NULL,
-        body          BLOB NOT NULL
-    ) STRICT;
-
-    -- Which deliveries came under an ID. The newest, those after the counter `indexed`, are not in it yet.
-    CREATE TABLE by_id (
-        hash   INTEGER NOT NULL, -- the low 32 bits of the ID's XXH3
-        number INTEGER NOT NULL, -- of the delivery
-        PRIMARY KEY (hash, number)
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-
-    -- The number of a delivery that is gone is not given again, not even that of the newest.
-    CREATE TRIGGER given BEFORE DELETE ON delivery WHEN old.number = (SELECT max(number) FROM delivery)
-        AND old.number > coalesce((SELECT value FROM counter WHERE name = 'given'), 0)
-    BEGIN
-        INSERT OR REPLACE INTO counter (name, value) VALUES ('given', old.number);
-    END;
-
-    -- A delivery's way to one recipient. Users see it as DELIVERY-RECIPIENT, e.g. 1042-1.
-    CREATE TABLE job (
-        delivery      INTEGER NOT NULL,
-        recipient     INTEGER NOT NULL,
-        state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
-        blocked       INTEGER NOT NULL,           -- 1: waits behind another of its line
-        line          TEXT,                       -- the environment, where the destination has order or coalesce
-        due           INTEGER,                    -- not before this time; NULL: at once, and never tried
-        since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
-        attempts      INTEGER NOT NULL DEFAULT 0, -- since then
-        attempts_ever INTEGER NOT NULL DEFAULT 0,
-        finished      INTEGER,
-        death         TEXT,                       -- why it is dead
-        PRIMARY KEY (delivery, recipient)
-    ) STRICT, WITHOUT ROWID;
-    -- A job without a due time is in none of these, so that a commit writes the two tables and nothing else.
-    CREATE INDEX job_due ON job (recipient, blocked, due, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
-    CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting' AND due IS NOT NULL;
-    CREATE INDEX job_line ON job (recipient, line, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
-    CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
-
-    CREATE TABLE attempt (
-        delivery    INTEGER NOT NULL,
-        recipient   INTEGER NOT NULL,
-        number      INTEGER NOT NULL, -- from 1
-        at          INTEGER NOT NULL,
-        duration_us INTEGER NOT NULL,
-        status      INTEGER,          -- the upstream's status
-        error       TEXT,             -- why there was no usable answer
-        answer      BLOB NOT NULL,    -- its first 2 KiB
-        PRIMARY KEY (delivery, recipient, number)
-    ) STRICT, WITHOUT ROWID;
-
-    -- Written to find out whether the store can be written to.
-    CREATE TABLE probe (number INTEGER PRIMARY KEY, at INTEGER NOT NULL) STRICT;
-
-    -- For people.
-    CREATE VIEW log AS
-        SELECT job.delivery || '-' || job.recipient AS job, recipient.webhook, recipient.destination, job.state,
-            delivery.id, delivery.event, delivery.environment, delivery.revision, job.attempts_ever AS attempts,
-            datetime(delivery.received / 1000, 'unixepoch') AS received,
-            datetime(coalesce(job.due, job.since) / 1000, 'unixepoch') AS due,
-            datetime(job.finished / 1000, 'unixepoch') AS finished, job.death
-        FROM job
-        JOIN delivery ON delivery.number = job.delivery
-        JOIN recipient ON recipient.number = job.recipient;
-"];
+const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// How long a connection waits while another one writes. Those that do are ours: they are short.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// Why the file is refused at the start. It is never reset.
+/// The file is refused at the start. It is never reset.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It is damaged.
-    #[error(
-        "the queue {path} is damaged ({what}): keep it, put a backup in its place or recover it with `sqlite3 {path} .recover`; hookgate does not touch it"
-    )]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        what: String,
-    },
-    /// It is a database of another program.
-    #[error("{path} is a database, but not hookgate's queue: name another file in `queue.path`")]
-    Foreign {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A newer hookgate wrote it.
-    #[error(
-        "the queue {path} has the form {version} of a newer hookgate, this one knows {known}: run the newer one"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The version of its schema.
-        version: i64,
-        /// The newest that is known here.
-        known: usize,
-    },
-    /// A build before the first release wrote it.
-    #[error(
-        "the queue {path} has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
-    )]
-    Unreleased {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It has to be brought to this version by the service first.
-    #[error(
-        "the queue {path} was written by another version: start the service once, which brings it to this one"
-    )]
-    NotUpgraded {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another service runs on it.
-    #[error(
-        "the queue {path} is in use by another running hookgate: give each its own `queue.path`, or use store = \"nats\" for several replicas"
-    )]
-    InUse {
-        /// The file.
-        path: PathBuf,
-    },
-    /// Another program holds its lock.
-    #[error(
-        "the queue {path} is locked by another program ({what}): close what has it open, such as a `sqlite3`, and start again"
-    )]
-    Locked {
-        /// The file.
-        path: PathBuf,
-        /// What SQLite says.
-        what: String,
-    },
-    /// The system does not let it be used.
-    #[error(
-        "the queue {path} cannot be used: {what}; its folder has to be there, and to be writable for hookgate's user"
-    )]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        what: String,
-    },
+#[error("the queue {} {why}", path.display())]
+pub struct OpenError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is in the way.
+    pub why: Why,
 }
 
-/// Opens the file for the service: creates it if it is absent, brings it to this version, and checks it.
+/// Why a file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Why {
+    /// It is damaged.
+    #[error(
+        "is damaged ({0}): keep it, and put a backup in its place or what `.recover` of `sqlite3` makes of it; hookgate does not touch it"
+    )]
+    Corrupt(String),
+    /// It is a database of another program.
+    #[error("is a database, but not hookgate's queue: name another file in `queue.path`")]
+    Foreign,
+    /// A newer hookgate wrote it.
+    #[error("has the form {0} of a newer hookgate, this one knows {known}: run the newer one", known = VERSION)]
+    Newer(i64),
+    /// A build before the first release wrote it.
+    #[error(
+        "has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
+    )]
+    Unreleased,
+    /// It has to be brought to this version by the service first.
+    #[error("was written by another version: start the service once, which brings it to this one")]
+    NotUpgraded,
+    /// There is nothing in it, although it was written to.
+    #[error(
+        "is a database without content: what belongs to it is in the file beside it whose name ends in `-wal`; put that there too, or remove this one to begin with an empty queue"
+    )]
+    Hollow,
+    /// Another service runs on it; which, where that can be found out.
+    #[error(
+        "is in use by another running hookgate{0}, which did not end within {limit:?}: stop that one, give each its own `queue.path`, or use store = \"nats\" for several replicas",
+        limit = PATIENCE
+    )]
+    InUse(String),
+    /// Another program holds its lock.
+    #[error(
+        "is locked by another program ({0}): close what has it open, such as a `sqlite3`, and start again"
+    )]
+    Locked(String),
+    /// The system does not let it be used.
+    #[error("cannot be used: {0}; its folder has to be there, and to be writable for hookgate's user")]
+    Unusable(String),
+}
+
+impl Why {
+    pub(super) fn of(self, path: &Path) -> OpenError {
+        OpenError { path: path.to_owned(), why: self }
+    }
+
+    /// Something the system says.
+    pub(super) fn unusable(path: &Path, error: &dyn ToString) -> OpenError {
+        Self::Unusable(error.to_string()).of(path)
+    }
+}
+
+/// Opens the file for the service: brings one that is new or old to this version, and checks it.
 pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-    let mut connection = connect(path, flags)?;
+    let mut connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     // Nothing is written before it is known that the file is ours and whole.
     let version = check_identity(path, &connection, true)?;
     check_integrity(path, &connection)?;
-    let new = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL" } else { "" };
+    // In the file itself, not in a log beside it: from its first moment it says what it is.
+    let new = if version == 0 { "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA synchronous = FULL" } else { "" };
     connection
         .execute_batch(new)
-        .and_then(|()| set_up(&connection))
         .and_then(|()| migrate(&mut connection, version))
+        .and_then(|()| set_up(&connection))
         .map_err(|error| refusal(path, &error))?;
     Ok(connection)
 }
@@ -211,7 +113,7 @@ pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let version = check_identity(path, &connection, false)?;
     if version != VERSION {
-        return Err(OpenError::NotUpgraded { path: path.to_owned() });
+        return Err(Why::NotUpgraded.of(path));
     }
     set_up(&connection).map_err(|error| refusal(path, &error))?;
     Ok(connection)
@@ -244,7 +146,7 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA cache_size = -4096;
          PRAGMA temp_store = MEMORY;",
     )?;
-    connection.set_prepared_statement_cache_capacity(32);
+    connection.set_prepared_statement_cache_capacity(64);
     // Plans do not depend on parameters; without this, statements are planned anew for each of them.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
@@ -258,17 +160,17 @@ fn check_identity(path: &Path, connection: &Connection, may_be_new: bool) -> Res
         Ok((pragma("application_id")?, pragma("user_version")?, objects))
     };
     let (application, version, objects) = read().map_err(|error| refusal(path, &error))?;
-    let path = path.to_owned();
     if application == 0 && objects == 0 && may_be_new {
-        return Ok(0);
+        let is_new = fs::metadata(path).is_ok_and(|file| file.len() == 0);
+        return if is_new { Ok(0) } else { Err(Why::Hollow.of(path)) };
     }
     if application != APPLICATION_ID {
-        return Err(OpenError::Foreign { path });
+        return Err(Why::Foreign.of(path));
     }
     match usize::try_from(version) {
-        Ok(version) if version <= UNRELEASED => Err(OpenError::Unreleased { path }),
+        Ok(version) if version <= UNRELEASED => Err(Why::Unreleased.of(path)),
         Ok(version) if version <= VERSION => Ok(version),
-        _ => Err(OpenError::Newer { path, version, known: VERSION }),
+        _ => Err(Why::Newer(version).of(path)),
     }
 }
 
@@ -289,19 +191,16 @@ fn check_integrity(path: &Path, connection: &Connection) -> Result<(), OpenError
     let found: String = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|error| refusal(path, &error))?;
-    if found == "ok" { Ok(()) } else { Err(OpenError::Corrupt { path: path.to_owned(), what: found }) }
+    if found == "ok" { Ok(()) } else { Err(Why::Corrupt(found).of(path)) }
 }
 
 /// What an operator is told of an error at the start.
 fn refusal(path: &Path, error: &rusqlite::Error) -> OpenError {
-    let path = path.to_owned();
-    match error.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
-            OpenError::Corrupt { path, what: error.to_string() }
-        }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            OpenError::Locked { path, what: error.to_string() }
-        }
-        _ => OpenError::Unusable { path, what: error.to_string() },
-    }
+    let what = error.to_string();
+    let why = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Why::Corrupt(what),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Why::Locked(what),
+        _ => Why::Unusable(what),
+    };
+    why.of(path)
 }

@@ -1,13 +1,12 @@
 //! The thread that writes: what has come in meanwhile is committed in one transaction, and answered after it.
 
 mod enqueue;
+mod room;
 mod upkeep;
 mod work;
 
 use std::{
-    fs::File,
-    io,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
@@ -19,13 +18,17 @@ use tokio::{
 };
 
 use self::{
-    upkeep::{LOOK_AFTER, data_version, recount},
-    work::{Effects, Known, Recipients, Work},
+    upkeep::LOOK_AFTER,
+    work::{Effects, Recipients},
 };
-use super::{Shared, identity, ids::Ids, lock_of, now, rows::Key, unavailable};
-use crate::delivery::queue::{Attempt, Delivery, Enqueued, Health, QueueError, Recipient, State, Verdict};
+pub(super) use self::{
+    upkeep::{tell, window},
+    work::Work,
+};
+use super::{Leased, Shared, ended, lock_of, place::Place, unavailable};
+use crate::delivery::queue::{Attempt, Health, QueueError, Verdict};
 
-/// Commands of one transaction.
+/// Commands of each lane in one transaction.
 const BATCH: usize = 512;
 
 /// Where the answer to a command goes.
@@ -33,144 +36,167 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What the writer is told.
 pub(super) enum Command {
-    Enqueue { delivery: Box<Delivery>, done: Done<Enqueued> },
-    Settle { key: Key, in_order: bool, verdict: Verdict, attempt: Option<Attempt>, done: Done<()> },
-    Arrange { recipient: Recipient, in_order: bool, done: Done<()> },
-    Redeliver { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
-    Purge { keys: Vec<Key>, states: Vec<State>, done: Done<u64> },
-    Close { done: Done<()> },
-}
-
-/// What came of a command.
-enum Executed {
-    Enqueued(Enqueued),
-    /// `max_bytes`.
-    Full,
-    Done,
-    Count(u64),
+    /// What nobody waits for any more is not done: who was told 503 need not be stored, and after a stall it is no work.
+    Task(Box<dyn Run>),
+    /// Is kept until it can be committed.
+    Verdict(Box<dyn Run>),
+    Close(Done<()>),
 }
 
 impl Command {
-    fn answer(self, result: Result<Executed, QueueError>) {
-        // Who has gone away needs no answer.
-        match (self, result) {
-            (Self::Enqueue { done, .. }, Ok(Executed::Enqueued(enqueued))) => drop(done.send(Ok(enqueued))),
-            (Self::Enqueue { done, .. }, Ok(_)) => drop(done.send(Err(QueueError::Full))),
-            (Self::Enqueue { done, .. }, Err(error)) => drop(done.send(Err(error))),
-            (Self::Redeliver { done, .. } | Self::Purge { done, .. }, result) => {
-                let count = |executed| if let Executed::Count(count) = executed { count } else { 0 };
-                drop(done.send(result.map(count)));
-            }
-            (Self::Settle { done, .. } | Self::Arrange { done, .. } | Self::Close { done }, result) => {
-                drop(done.send(result.map(|_executed| ())));
-            }
-        }
+    /// `work` is done in a transaction, which may have to be tried again, and what comes of it is told after its commit.
+    pub(super) fn task<T: Send + 'static>(
+        work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
+        done: Done<T>,
+    ) -> Self {
+        Self::Task(Box::new(Task { work, found: Err(ended()), done }))
     }
+
+    /// The lease ends with the command, whatever becomes of it.
+    pub(super) fn verdict(lease: Leased, verdict: Verdict, attempt: Option<Attempt>, done: Done<()>) -> Self {
+        let work = move |work: &mut Work<'_>| {
+            // All of it goes into the closure, and not its key alone.
+            let Leased { key, .. } = &lease;
+            work.settle(*key, verdict, attempt.as_ref()).map(Ok)
+        };
+        Self::Verdict(Box::new(Task { work, found: Err(ended()), done }))
+    }
+}
+
+/// Something to be done in a transaction, and who is told of it.
+pub(super) trait Run: Send {
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()>;
+    fn answer(self: Box<Self>, failed: Option<&QueueError>);
+    fn is_given_up(&self) -> bool;
+}
+
+struct Task<F, T> {
+    work: F,
+    found: Result<T, QueueError>,
+    done: Done<T>,
+}
+
+impl<F, T: Send> Run for Task<F, T>
+where
+    F: FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send,
+{
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()> {
+        self.found = (self.work)(work)?;
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, failed: Option<&QueueError>) {
+        let Self { work, found, done } = *self;
+        // With it goes its lease: whoever hears of the commit may lease the job again.
+        drop(work);
+        // Who has gone away needs no answer.
+        drop(done.send(failed.map_or(found, |error| Err(error.clone()))));
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.done.is_closed()
+    }
+}
+
+/// Where commands come from. What is on one of the two never waits for what is on the other.
+pub(super) struct Inbox {
+    /// From senders and people; whoever comes when it is full waits.
+    pub(super) commands: mpsc::Receiver<Command>,
+    /// Verdicts and what lines ask for. As many as there are leases, and not more.
+    pub(super) verdicts: mpsc::UnboundedReceiver<Command>,
 }
 
 pub(super) struct Writer {
     /// Absent while the file is put back, and after that failed.
     connection: Option<Connection>,
     shared: Arc<Shared>,
-    /// Held as long as the service runs. `None`: a command beside it, which does not look after the file.
-    lock: Option<File>,
-    /// Device and inode of the file that is open.
-    file: (u64, u64),
-    known: Known,
-    /// Verdicts that could not be committed.
+    /// `None`: a command beside the service, which does not look after the file.
+    place: Option<Place>,
+    recipients: Recipients,
+    /// Verdicts that could not be committed. Each holds its lease, so that there are no more than leases.
     kept: Vec<Command>,
-    /// SQLite's count of commits by others.
-    version: i64,
     looked: Instant,
+    /// How far the file says that the system's clock is ahead of its own.
+    ahead: i64,
+    /// The log is longer than it should be, and that was said.
+    long_log: bool,
 }
 
 impl Writer {
-    pub(super) fn try_new(
-        connection: Connection,
-        shared: Arc<Shared>,
-        lock: Option<File>,
-    ) -> io::Result<Self> {
-        let failed = |error: rusqlite::Error| io::Error::other(error);
-        let file = identity(&shared.path)?;
-        if lock.is_some() {
-            recount(&connection, &shared).map_err(failed)?;
+    pub(super) fn new(connection: Connection, shared: Arc<Shared>, place: Option<Place>) -> Self {
+        Self {
+            connection: Some(connection),
+            ahead: shared.clock.ahead(),
+            shared,
+            place,
+            recipients: Recipients::default(),
+            kept: Vec::new(),
+            looked: Instant::now(),
+            long_log: false,
         }
-        let version = data_version(&connection).map_err(failed)?;
-        let known = Known::read(&connection, lock.is_some()).map_err(failed)?;
-        let connection = Some(connection);
-        let looked = Instant::now();
-        Ok(Self { connection, shared, lock, file, known, kept: Vec::new(), version, looked })
     }
 
     /// Works until nobody can send commands any more, or one says that it is the last.
-    pub(super) fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
-        let mut batch = Vec::with_capacity(BATCH);
+    pub(super) fn run(mut self, mut inbox: Inbox) {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
         loop {
-            if receive(&mut inbox, &mut batch, &waker) == Some(0) {
-                return;
-            }
-            let close = batch.iter().position(|command| matches!(command, Command::Close { .. }));
-            let last = close.map(|at| batch.swap_remove(at));
             let mut commands = std::mem::take(&mut self.kept);
-            commands.append(&mut batch);
+            let open = inbox.receive(&mut commands, &waker);
+            let mut close = None;
+            commands.retain_mut(|command| match command {
+                Command::Task(task) => !task.is_given_up(),
+                Command::Verdict(_) => true,
+                Command::Close(done) => {
+                    close = Some(std::mem::replace(done, oneshot::channel().0));
+                    false
+                }
+            });
+            let is_last = close.is_some() || !open;
+            if is_last {
+                inbox.drain(&mut commands);
+            }
             if !commands.is_empty() {
                 self.commit(commands);
             }
-            if let Some(close) = last {
-                inbox.close();
-                let kept = self.kept.len();
-                // The file is free before anybody hears of it.
-                drop(self);
-                close.answer(match kept {
-                    0 => Ok(Executed::Done),
-                    _ => Err(QueueError::Unavailable(format!(
-                        "{kept} finished attempts could not be recorded and are made again"
-                    ))),
-                });
+            if is_last {
+                let ended = self.end();
+                if let Some(close) = close {
+                    drop(close.send(ended));
+                }
                 return;
             }
-            if self.lock.is_some() && self.looked.elapsed() >= LOOK_AFTER {
+            if self.place.is_some() && self.looked.elapsed() >= LOOK_AFTER {
                 self.look_after();
             }
         }
     }
 
     /// Commits all commands in one transaction. If that fails because of one of them, each in its own.
-    fn commit(&mut self, commands: Vec<Command>) {
+    fn commit(&mut self, mut commands: Vec<Command>) {
         if let Err(reason) = self.check_file() {
             return self.fail(commands, &reason);
         }
-        *lock_of(&self.shared.committing) = Some(Instant::now());
-        match self.transact(&commands) {
-            Ok(executed) => self.answer(commands, executed),
+        match self.transact(&mut commands) {
             Err(error) if commands.len() > 1 && is_of_one(&error) => {
                 for command in commands {
-                    let one = [command];
-                    match self.transact(&one) {
-                        Ok(executed) => self.answer(one.into(), executed),
-                        Err(error) => self.fail(one.into(), &unavailable(&error)),
-                    }
+                    let mut one = vec![command];
+                    let done = self.transact(&mut one);
+                    self.answer(one, done);
                 }
             }
-            Err(error) => self.fail(commands, &unavailable(&error)),
+            done => self.answer(commands, done),
         }
-        *lock_of(&self.shared.committing) = None;
     }
 
-    fn answer(&self, commands: Vec<Command>, executed: Vec<Executed>) {
-        let full = executed.iter().any(|executed| matches!(executed, Executed::Full));
-        let stored = executed.iter().any(|executed| matches!(executed, Executed::Enqueued(_)));
-        if full {
-            self.shared.set_health(Health::NotReady(QueueError::Full.to_string()));
-        } else if stored || !self.is_full() {
-            self.shared.set_health(Health::Ready);
+    fn answer(&mut self, commands: Vec<Command>, done: rusqlite::Result<()>) {
+        if let Err(error) = done {
+            return self.fail(commands, &unavailable(&error));
         }
-        for (command, executed) in commands.into_iter().zip(executed) {
-            command.answer(match executed {
-                Executed::Full => Err(QueueError::Full),
-                executed => Ok(executed),
-            });
+        for command in commands {
+            match command {
+                Command::Task(task) | Command::Verdict(task) => task.answer(None),
+                Command::Close(done) => drop(done.send(Ok(()))),
+            }
         }
     }
 
@@ -181,91 +207,88 @@ impl Writer {
     fn fail(&mut self, commands: Vec<Command>, reason: &QueueError) {
         self.shared.set_health(Health::NotReady(reason.to_string()));
         for command in commands {
-            if matches!(command, Command::Settle { .. }) {
-                self.kept.push(command);
-            } else {
-                command.answer(Err(reason.clone()));
+            match command {
+                Command::Verdict(_) => self.kept.push(command),
+                Command::Task(task) => task.answer(Some(reason)),
+                Command::Close(done) => drop(done.send(Err(reason.clone()))),
             }
         }
     }
 
     /// Runs commands in one transaction; nothing of them is seen by anybody before it is committed.
-    fn transact(&mut self, commands: &[Command]) -> rusqlite::Result<Vec<Executed>> {
+    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
+        let effects = self.transaction(|work| {
+            commands.iter_mut().try_for_each(|command| match command {
+                Command::Task(task) | Command::Verdict(task) => task.run(work),
+                Command::Close(_) => Ok(()),
+            })
+        })?;
+        if effects.full {
+            self.shared.set_health(Health::NotReady(QueueError::Full.to_string()));
+        } else if effects.stored || !self.is_full() {
+            self.shared.set_health(Health::Ready);
+        }
+        Ok(())
+    }
+
+    fn transaction(
+        &mut self,
+        run: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<()>,
+    ) -> rusqlite::Result<Effects> {
         let Some(connection) = &mut self.connection else { return Err(rusqlite::Error::InvalidQuery) };
         let mut effects = Effects::default();
-        let result = (|| {
+        *lock_of(&self.shared.committing) = Some(Instant::now());
+        let committed = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut work = Work::new(&transaction, &self.shared, &mut self.known, &mut effects, now());
-            let executed = work.run(commands)?;
-            drop(work);
+            run(&mut Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects))?;
             step!("commit");
             transaction.commit()?;
             step!("answer");
-            Ok(executed)
-        })();
-        self.come_into_force(effects, result.is_ok());
-        result
-    }
-
-    fn come_into_force(&mut self, effects: Effects, committed: bool) {
-        if !(effects.withdrawn.is_empty() && effects.ended.is_empty()) {
-            let mut held = lock_of(&self.shared.held);
-            for key in &effects.withdrawn {
-                held.withdrawn.remove(key);
-            }
-            for key in effects.ended.iter().filter(|_| committed) {
-                held.leased.remove(key);
-            }
+            Ok(())
+        };
+        let committed = committed();
+        *lock_of(&self.shared.committing) = None;
+        for key in &effects.withdrawn {
+            lock_of(&self.shared.held).withdrawn.remove(key);
         }
-        if !committed {
+        if committed.is_err() {
             // Numbers that were given in a transaction that came to nothing.
-            self.known.recipients.clear();
-            self.known.ids.roll_back();
-            return;
+            self.recipients.clear();
+        } else {
+            self.shared.dead_dropped.fetch_add(effects.dead_dropped, Relaxed);
+            effects.ring.iter().for_each(|recipient| self.shared.ring(*recipient));
         }
-        self.known.ids.commit();
-        let recipients = &self.known.recipients;
-        let mut counts = lock_of(&self.shared.counts);
-        for (number, (waiting, dead)) in effects.changes {
-            let Some(recipient) = recipients.name(number) else { continue };
-            let depth = counts.depths.entry(recipient.clone()).or_default();
-            depth.waiting = depth.waiting.saturating_add_signed(waiting);
-            depth.dead = depth.dead.saturating_add_signed(dead);
-        }
-        counts.dead_dropped += effects.dead_dropped;
-        drop(counts);
-        for recipient in effects.ring.iter().filter_map(|number| recipients.name(*number)) {
-            self.shared.ring(recipient);
-        }
+        committed.map(|()| effects)
     }
 }
 
-impl Known {
-    /// `whole`: with what only a service needs.
-    fn read(connection: &Connection, whole: bool) -> rusqlite::Result<Self> {
-        let given: i64 = connection.query_row(
-            "SELECT max(coalesce((SELECT max(number) FROM delivery), 0),
-                 coalesce((SELECT value FROM counter WHERE name = 'given'), 0))",
-            [],
-            |row| row.get(0),
-        )?;
-        let ids = if whole { Ids::read(connection)? } else { Ids::new() };
-        Ok(Self { recipients: Recipients::default(), ids, next: given + 1, room: 0 })
+impl Inbox {
+    /// Waits for commands, for as long as the file needs no look. False: nobody can send any more.
+    fn receive(&mut self, batch: &mut Vec<Command>, waker: &Waker) -> bool {
+        let end = Instant::now() + LOOK_AFTER;
+        let mut context = Context::from_waker(waker);
+        loop {
+            let verdicts = self.verdicts.poll_recv_many(&mut context, batch, BATCH);
+            let commands = self.commands.poll_recv_many(&mut context, batch, BATCH);
+            match (verdicts, commands) {
+                (Poll::Ready(0), _) | (_, Poll::Ready(0)) => return false,
+                (Poll::Pending, Poll::Pending) => {}
+                _ => return true,
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            thread::park_timeout(left);
+        }
     }
-}
 
-/// Waits for commands, for as long as the file needs no look. How many came: none when nobody can send any more.
-fn receive(inbox: &mut mpsc::Receiver<Command>, batch: &mut Vec<Command>, waker: &Waker) -> Option<usize> {
-    let end = Instant::now() + LOOK_AFTER;
-    loop {
-        if let Poll::Ready(count) = inbox.poll_recv_many(&mut Context::from_waker(waker), batch, BATCH) {
-            return Some(count);
-        }
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return None;
-        }
-        thread::park_timeout(left);
+    /// Takes what is left, and nothing more after it.
+    fn drain(&mut self, batch: &mut Vec<Command>) {
+        self.verdicts.close();
+        self.commands.close();
+        batch.extend(std::iter::from_fn(|| self.verdicts.try_recv().ok()));
+        batch.extend(std::iter::from_fn(|| self.commands.try_recv().ok()));
     }
 }
 
@@ -289,6 +312,7 @@ fn is_of_one(error: &rusqlite::Error) -> bool {
         Some(
             ErrorCode::DatabaseBusy
                 | ErrorCode::DatabaseLocked
+                | ErrorCode::DiskFull
                 | ErrorCode::ReadOnly
                 | ErrorCode::SystemIoFailure
                 | ErrorCode::CannotOpen

@@ -2,143 +2,98 @@
 
 use std::borrow::Cow;
 
-use rusqlite::{CachedStatement, OptionalExtension, ToSql, Transaction, params};
+use rusqlite::{OptionalExtension, params};
+use sha2::{Digest, Sha256};
 
 use super::{
     super::{
         lock_of,
-        rows::{Key, hash_of, millis, to_integer},
+        rows::{Key, millis, to_integer},
     },
-    Command, Executed,
-    upkeep::pages,
-    work::{REVIVE, Work, finished, forget},
+    work::Work,
 };
-use crate::delivery::queue::{Delivery, Enqueued, Policy, State};
+use crate::delivery::queue::{Delivery, Enqueued, Policy, QueueError, State};
 
 /// What a delivery takes beside its body, in bytes; estimated high.
 pub(super) const OVERHEAD: u64 = 2 << 10;
 
-/// Rows that one statement writes, where there are so many.
-const ROWS: usize = 16;
-
-/// What is written together: a statement for each row takes as long as the row itself.
-#[derive(Default)]
-pub(super) struct Pending<'w> {
-    deliveries: Vec<(i64, &'w Delivery)>,
-    /// Those that go at once, by the numbers of delivery and recipient.
-    jobs: Vec<(i64, i64)>,
-}
-
-impl<'w> Work<'w> {
-    /// Makes sure that there is room, as far as finished jobs can make it, the oldest first.
-    pub(super) fn make_room(&mut self, commands: &[Command]) -> rusqlite::Result<()> {
-        const CHUNK: usize = 100;
-
-        let max = self.shared.retention.max_bytes;
-        let needed: u64 = commands
-            .iter()
-            .map(|command| if let Command::Enqueue { delivery, .. } = command { cost(delivery) } else { 0 })
-            .sum();
-        while self.known.room < needed {
-            let (pages, free, size) = pages(self.transaction)?;
-            self.known.room = max.saturating_sub((pages - free) * size);
-            if self.known.room >= needed {
-                break;
-            }
-            let mut finished_ones = finished(self.transaction, State::Delivered, i64::MAX, CHUNK)?;
-            finished_ones.extend(finished(self.transaction, State::Coalesced, i64::MAX, CHUNK)?);
-            if finished_ones.is_empty() {
-                break;
-            }
-            for key in finished_ones {
-                forget(self.transaction, key, &mut self.known.ids)?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn enqueue(&mut self, delivery: &'w Delivery) -> rusqlite::Result<Executed> {
-        let Delivery { webhook, parcel, destinations, .. } = delivery;
-        let id = text_of(parcel.id.as_bytes());
-        let hash = hash_of(&id);
+impl Work<'_> {
+    pub(in super::super) fn enqueue(
+        &mut self,
+        delivery: &Delivery,
+    ) -> rusqlite::Result<Result<Enqueued, QueueError>> {
         if !self.shared.window.is_zero()
-            && let Some(known) = self.find_known(webhook, &id, hash, &parcel.body)?
+            && let Some(known) = self.known(delivery)?
         {
-            return Ok(Executed::Enqueued(known));
+            return Ok(Ok(known));
         }
-        let Some(room) = self.known.room.checked_sub(cost(delivery)) else { return Ok(Executed::Full) };
-        self.known.room = room;
-        let number = self.known.next;
-        self.known.next += 1;
-        self.pending.deliveries.push((number, delivery));
-        self.known.ids.add(hash, number);
+        let Delivery { webhook, parcel, environment, revision, destinations } = delivery;
+        let size = u64::try_from(parcel.body.len()).unwrap_or(u64::MAX);
+        if !self.make_room(size.saturating_add(OVERHEAD))? {
+            self.effects.full = true;
+            return Ok(Err(QueueError::Full));
+        }
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO delivery (webhook, id, kind, event, environment, revision, content_type, signature,
+                     traceparent, kind_verified, received, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                webhook,
+                text_of(parcel.id.as_bytes()),
+                text_of(parcel.kind.as_bytes()),
+                text_of(parcel.event.as_bytes()),
+                environment,
+                revision.map(to_integer),
+                parcel.content_type.as_str().as_bytes(),
+                parcel.signature.as_bytes(),
+                parcel.traceparent.as_bytes(),
+                parcel.kind_verified,
+                self.now,
+                &parcel.body[..],
+            ])?;
+        let number = self.transaction.last_insert_rowid();
         for (destination, policy) in destinations {
-            let recipient = self.number_of(webhook, destination)?;
-            if *policy == Policy::default() {
-                self.pending.jobs.push((number, recipient));
-                self.effects.change(recipient, 1, 0);
-            } else {
-                self.add_job(number, recipient, *policy, delivery)?;
-            }
+            let (recipient, in_order) = self.number_of(webhook, destination, policy.in_order)?;
+            self.add_job(number, recipient, Policy { in_order, ..*policy }, delivery)?;
             self.effects.ring.insert(recipient);
         }
-        Ok(Executed::Enqueued(Enqueued::Queued))
-    }
-
-    /// Writes what was taken in.
-    pub(super) fn write_pending(&mut self) -> rusqlite::Result<()> {
-        let Pending { deliveries, jobs } = std::mem::take(&mut self.pending);
-        let now = self.now;
-        insert(self.transaction, DELIVERY, &deliveries, |row, (number, delivery)| {
-            let Delivery { webhook, parcel, environment, revision, .. } = delivery;
-            row.bind(number)?;
-            row.bind(webhook)?;
-            row.bind(text_of(parcel.id.as_bytes()))?;
-            row.bind(text_of(parcel.kind.as_bytes()))?;
-            row.bind(text_of(parcel.event.as_bytes()))?;
-            row.bind(environment)?;
-            row.bind(revision.map(to_integer))?;
-            row.bind(parcel.content_type.as_str().as_bytes())?;
-            row.bind(parcel.signature.as_bytes())?;
-            row.bind(parcel.traceparent.as_bytes())?;
-            row.bind(parcel.kind_verified)?;
-            row.bind(now)?;
-            row.bind(&parcel.body[..])
-        })?;
-        insert(self.transaction, JOB, &jobs, |row, (delivery, recipient)| {
-            row.bind(delivery)?;
-            row.bind(recipient)?;
-            row.bind(now)
-        })
+        self.effects.stored = true;
+        Ok(Ok(Enqueued::Queued))
     }
 
     /// What the queue knows of a delivery's ID. `None`: it is a new one.
-    fn find_known(
-        &mut self,
-        webhook: &str,
-        id: &str,
-        hash: i64,
-        body: &[u8],
-    ) -> rusqlite::Result<Option<Enqueued>> {
-        let found = self.known.ids.find(self.transaction, hash)?;
-        if !found.is_empty() {
-            // It may have come just before.
-            self.write_pending()?;
+    fn known(&mut self, delivery: &Delivery) -> rusqlite::Result<Option<Enqueued>> {
+        let (webhook, id) = (&delivery.webhook, text_of(delivery.parcel.id.as_bytes()));
+        let body = &delivery.parcel.body[..];
+        // The newest one counts.
+        let found = self
+            .transaction
+            .prepare_cached(
+                "SELECT number, received, body = ?3 FROM delivery WHERE id = ?1 AND webhook = ?2
+                 ORDER BY number DESC LIMIT 1",
+            )?
+            .query_row(params![id, webhook, body], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        if let Some((number, received, same)) = found
+            && let Some(known) = self.compare(number, received, same)?
+        {
+            return Ok(Some(known));
         }
-        for number in found {
-            let known = self
-                .transaction
-                .prepare_cached(
-                    "SELECT received, body = ?4 FROM delivery WHERE number = ?1 AND webhook = ?2 AND id = ?3",
-                )?
-                .query_row(params![number, webhook, id, body], |row| Ok((row.get(0)?, row.get(1)?)))
-                .optional()?;
-            // The newest one counts.
-            if let Some((received, same)) = known {
-                return self.compare(number, received, same);
-            }
-        }
-        Ok(None)
+        let forgotten: Option<(Vec<u8>, i64)> = self
+            .transaction
+            .prepare_cached("SELECT digest, finished FROM known WHERE id = ?1 AND webhook = ?2")?
+            .query_row(params![id, webhook], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        Ok(forgotten.filter(|(_, finished)| self.is_within(*finished)).map(|(digest, _)| {
+            if digest == Sha256::digest(body)[..] { Enqueued::Duplicate } else { Enqueued::Conflict }
+        }))
+    }
+
+    /// Whether a time is inside the window.
+    pub(super) fn is_within(&self, time: i64) -> bool {
+        self.now.saturating_sub(time) < millis(self.shared.window)
     }
 
     /// What a delivery is to the one before it under its ID.
@@ -150,30 +105,25 @@ impl<'w> Work<'w> {
                 Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?))
             })?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        let within = |time: i64| self.now.saturating_sub(time) < millis(self.shared.window);
-        let waits = jobs.iter().any(|(state, ..)| state == State::Waiting.name());
-        let recent = jobs
-            .iter()
-            .any(|(state, finished, _)| state != State::Dead.name() && finished.is_some_and(within));
+        let is = |state: &String, other: State| state == other.name();
+        let waits = jobs.iter().any(|(state, ..)| is(state, State::Waiting));
+        let recent = jobs.iter().any(|(state, finished, _)| {
+            !is(state, State::Dead) && finished.is_some_and(|time| self.is_within(time))
+        });
         if !same {
-            return Ok((waits || recent || within(received)).then_some(Enqueued::Conflict));
+            return Ok((waits || recent || self.is_within(received)).then_some(Enqueued::Conflict));
         }
-        let dead: Vec<_> = jobs.iter().filter(|(state, ..)| state == State::Dead.name()).collect();
-        if !dead.is_empty() {
-            self.transaction
-                .prepare_cached(&format!("{REVIVE} AND delivery = ?2 AND state = 'dead'"))?
-                .execute([self.now, number])?;
-            for (.., recipient) in dead {
-                self.learn_name(*recipient)?;
-                self.effects.change(*recipient, 1, -1);
-                self.effects.ring.insert(*recipient);
-            }
-            return Ok(Some(Enqueued::Queued));
+        let dead: Vec<_> = jobs.iter().filter(|(state, ..)| is(state, State::Dead)).collect();
+        for (.., recipient) in &dead {
+            self.revive(Key { delivery: number, recipient: *recipient })?;
         }
-        Ok((waits || recent).then_some(Enqueued::Duplicate))
+        Ok(if dead.is_empty() {
+            (waits || recent).then_some(Enqueued::Duplicate)
+        } else {
+            Some(Enqueued::Queued)
+        })
     }
 
-    /// A job of a destination that has `order` or `coalesce`.
     fn add_job(
         &mut self,
         delivery: i64,
@@ -181,13 +131,14 @@ impl<'w> Work<'w> {
         policy: Policy,
         whole: &Delivery,
     ) -> rusqlite::Result<()> {
-        let line = match (policy, &whole.environment) {
-            (Policy { in_order: true, .. }, environment) => Some(environment.as_deref().unwrap_or_default()),
-            (Policy { coalesce: Some(_), .. }, Some(environment)) => Some(environment.as_str()),
-            _ => None,
+        let environment = whole.environment.as_deref();
+        let line = match policy {
+            Policy { in_order: true, .. } => Some(environment.unwrap_or_default()),
+            Policy { coalesce: Some(_), .. } => environment,
+            Policy { in_order: false, coalesce: None } => None,
         };
         let (mut due, mut superseded) = (self.now, false);
-        if let (Some(wait), Some(line), Some(_)) = (policy.coalesce, line, &whole.environment) {
+        if let (Some(wait), Some(line), Some(_)) = (policy.coalesce, line, environment) {
             due = self.now.saturating_add(millis(wait));
             for (key, known_due, revision) in
                 self.rivals(recipient, line, &text_of(whole.parcel.event.as_bytes()))?
@@ -196,20 +147,15 @@ impl<'w> Work<'w> {
                     superseded = true;
                 } else if self.withdraw(key) {
                     self.finish(key, State::Coalesced, None, 0)?;
-                    self.effects.change(recipient, -1, 0);
                     due = due.min(known_due);
+                } else {
+                    // It goes its way, and is not tried again.
+                    self.transaction
+                        .prepare_cached("UPDATE job SET blocked = 2 WHERE delivery = ?1 AND recipient = ?2")?
+                        .execute([key.delivery, recipient])?;
                 }
             }
         }
-        let blocked = match line {
-            Some(line) if policy.in_order && !superseded => self
-                .transaction
-                .prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM job WHERE recipient = ?1 AND line = ?2 AND state = 'waiting')",
-                )?
-                .query_row(params![recipient, line], |row| row.get(0))?,
-            _ => false,
-        };
         let state = if superseded { State::Coalesced } else { State::Waiting };
         self.transaction
             .prepare_cached(
@@ -220,22 +166,16 @@ impl<'w> Work<'w> {
                 delivery,
                 recipient,
                 state.name(),
-                blocked,
+                policy.in_order && !superseded,
                 line,
                 due,
                 self.now,
                 superseded.then_some(self.now)
             ])?;
-        if !superseded {
-            self.effects.change(recipient, 1, 0);
-        }
-        if let Some(line) = line.filter(|_| policy.in_order) {
-            self.release_next(recipient, line)?;
-        }
-        Ok(())
+        self.let_go(recipient, line.filter(|_| policy.in_order))
     }
 
-    /// The waiting jobs of one line and event, with due time and revision.
+    /// The waiting jobs of one line and event that a newer one may follow, with due time and revision.
     fn rivals(
         &self,
         recipient: i64,
@@ -244,7 +184,7 @@ impl<'w> Work<'w> {
     ) -> rusqlite::Result<Vec<(Key, i64, Option<i64>)>> {
         self.transaction
             .prepare_cached(
-                "SELECT job.delivery, job.due, delivery.revision FROM job
+                "SELECT job.delivery, job.due, delivery.revision FROM job INDEXED BY job_line
                  JOIN delivery ON delivery.number = job.delivery
                  WHERE job.recipient = ?1 AND job.line = ?2 AND job.state = 'waiting' AND delivery.event = ?3",
             )?
@@ -255,7 +195,7 @@ impl<'w> Work<'w> {
     }
 
     /// Keeps a job from being leased until the commit. False: it is leased, and goes its way.
-    fn withdraw(&mut self, key: Key) -> bool {
+    pub(super) fn withdraw(&mut self, key: Key) -> bool {
         let mut held = lock_of(&self.shared.held);
         if held.leased.contains(&key) {
             return false;
@@ -264,64 +204,6 @@ impl<'w> Work<'w> {
         self.effects.withdrawn.push(key);
         true
     }
-}
-
-/// Table and columns of a delivery, and a row of parameters.
-const DELIVERY: [&str; 2] = [
-    "delivery (number, webhook, id, kind, event, environment, revision, content_type, signature, traceparent,
-        kind_verified, received, body)",
-    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-];
-
-/// The same of a job that goes at once.
-const JOB: [&str; 2] = ["job (delivery, recipient, state, blocked, since)", "(?, ?, 'waiting', 0, ?)"];
-
-/// Inserts many rows.
-fn insert<T>(
-    transaction: &Transaction<'_>,
-    table: [&str; 2],
-    rows: &[T],
-    bind: impl Fn(&mut Row<'_, '_>, &T) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let write = |rows: &[T], statement: &mut CachedStatement<'_>| {
-        let mut row = Row { statement, at: 0 };
-        for value in rows {
-            bind(&mut row, value)?;
-        }
-        statement.raw_execute().map(drop)
-    };
-    let (many, rest) = rows.as_chunks::<ROWS>();
-    if !many.is_empty() {
-        let mut statement = transaction.prepare_cached(&statement(table, ROWS))?;
-        many.iter().try_for_each(|rows| write(rows, &mut statement))?;
-    }
-    let mut statement = transaction.prepare_cached(&statement(table, 1))?;
-    rest.chunks(1).try_for_each(|rows| write(rows, &mut statement))
-}
-
-/// `FAIL` leaves the rows before one that fails, which the end of the transaction takes back; to take them back
-/// itself, the statement would have to keep a copy of every page.
-fn statement([table, row]: [&str; 2], rows: usize) -> String {
-    let rows = vec![row; rows].join(", ");
-    format!("INSERT OR FAIL INTO {table} VALUES {rows}")
-}
-
-/// The parameters of a statement of many rows, one after the other.
-struct Row<'s, 'c> {
-    statement: &'s mut CachedStatement<'c>,
-    at: usize,
-}
-
-impl Row<'_, '_> {
-    fn bind(&mut self, value: impl ToSql) -> rusqlite::Result<()> {
-        self.at += 1;
-        self.statement.raw_bind_parameter(self.at, value)
-    }
-}
-
-/// What a delivery takes, in bytes.
-fn cost(delivery: &Delivery) -> u64 {
-    u64::try_from(delivery.parcel.body.len()).unwrap_or(u64::MAX).saturating_add(OVERHEAD)
 }
 
 /// Headers whose grammar was checked are ASCII.

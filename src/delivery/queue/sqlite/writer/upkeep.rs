@@ -1,79 +1,85 @@
 //! The writer looks after the file: whether it is still there, whether it can be written to again, retention and space.
 
 use std::{
-    collections::HashMap,
-    ffi::OsString,
     fs::{self, File},
     io,
-    path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, params};
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::warn;
 
 use super::{
-    super::{Shared, identity, lock_of, now, reader, rows::millis, schema, unavailable},
+    super::{
+        lock_of,
+        place::{Found, Place, beside, log_length, remove},
+        reader::Pages,
+        rows::millis,
+        schema, unavailable,
+    },
     Writer,
     enqueue::OVERHEAD,
-    work::{Effects, finished, forget, name_of},
 };
-use crate::delivery::queue::{Depth, Health, JobId, QueueError, Recipient, State};
+use crate::delivery::queue::{Health, QueueError};
 
 /// How often the writer looks after the file.
 pub(super) const LOOK_AFTER: Duration = Duration::from_secs(1);
 
-/// Jobs that one look after the file forgets at most, so that it does not hold up those who wait.
-const SWEEP: usize = 2_000;
+/// A write-ahead log that is longer is told. It is written back to the file after 32 MiB, unless somebody else reads.
+const LONG_LOG: u64 = 256 << 20;
 
 impl Writer {
-    fn recount(&self) {
-        let Some(connection) = &self.connection else { return };
-        if let Err(error) = recount(connection, &self.shared) {
-            error!(%error, "the jobs of the queue cannot be counted");
-        }
-        self.shared.ring_all();
-    }
-
     /// Makes sure that what is written goes into the file that the next start will open.
     pub(super) fn check_file(&mut self) -> Result<(), QueueError> {
-        if self.lock.is_none() || (self.connection.is_some() && self.shared.is_in_place(self.file)) {
-            return Ok(());
-        }
-        let path = self.shared.path.clone();
+        let Some(place) = &self.place else { return Ok(()) };
+        let path = place.path.clone();
         let failed = |what: String| QueueError::Unavailable(format!("{} {what}", path.display()));
-        if self.connection.is_some() && path.exists() {
-            return Err(failed("was replaced while the service runs: restart it to use the new file".into()));
+        match place.look() {
+            Found::Whole if self.connection.is_some() => return Ok(()),
+            Found::Replaced if self.connection.is_some() => {
+                let what = "was replaced while the service runs: restart it to use the new file";
+                return Err(failed(what.into()));
+            }
+            Found::Whole | Found::Replaced | Found::Missing => {}
         }
-        self.put_back().map_err(|error| failed(format!("was removed and cannot be put back: {error}")))?;
-        warn!(path = %path.display(), "the queue's file was removed while the service runs, and put back whole");
+        self.put_back()
+            .map_err(|error| failed(format!("or its log was removed, and cannot be put back: {error}")))?;
+        warn!(path = %path.display(),
+            "the queue's file or its log was removed while the service runs, and was put back whole");
         Ok(())
     }
 
     /// Writes what is in the file that is open, which has no name any more, to its path.
     fn put_back(&mut self) -> io::Result<()> {
-        let path = self.shared.path.clone();
+        let Some(place) = &mut self.place else { return Ok(()) };
+        let path = place.path.clone();
         let copy = beside(&path, ".restored");
         if let Some(connection) = &self.connection {
             remove(&copy)?;
+            let new = Place::prepare(place, copy.clone())?;
             let name = copy.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
             connection.execute("VACUUM INTO ?1", [name]).map_err(io::Error::other)?;
-            File::open(&copy)?.sync_all()?;
+            new.sync()?;
         }
         // The last connection to close removes the write-ahead log by its name: that has to be before there is a new one.
         *lock_of(&self.shared.reader) = None;
         self.connection = None;
-        remove(&beside(&path, "-wal"))?;
-        remove(&beside(&path, "-shm"))?;
-        fs::rename(&copy, &path)?;
+        // Else it is in its place already, and could not be opened.
+        let mut new = Place::prepare(place, if copy.exists() { copy.clone() } else { path.clone() })?;
+        if copy.exists() {
+            remove(&beside(&path, "-wal"))?;
+            remove(&beside(&path, "-shm"))?;
+            fs::rename(&copy, &path)?;
+        }
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             File::open(folder)?.sync_all()?;
         }
+        new.path.clone_from(&path);
         let open = || schema::open_again(&path).map_err(io::Error::other);
         let (writer, reader) = (open()?, open()?);
-        self.file = identity(&path)?;
-        self.version = data_version(&writer).map_err(io::Error::other)?;
+        new.note()?;
+        *place = new;
         self.connection = Some(writer);
         *lock_of(&self.shared.reader) = Some(reader);
         Ok(())
@@ -82,152 +88,113 @@ impl Writer {
     /// What has to be done from time to time.
     pub(super) fn look_after(&mut self) {
         self.looked = Instant::now();
-        if let Err(reason) = self.check_file() {
-            return self.shared.set_health(Health::NotReady(reason.to_string()));
+        let health = match self.check_file() {
+            Err(reason) => Some(Health::NotReady(reason.to_string())),
+            Ok(()) => match self.sweep() {
+                Err(error) => Some(Health::NotReady(unavailable(&error).to_string())),
+                Ok(has_room) => (has_room || !self.is_full()).then_some(Health::Ready),
+            },
+        };
+        if let Some(health) = health {
+            self.shared.set_health(health);
         }
+        let log = log_length(&self.shared.path);
+        if log > LONG_LOG && !self.long_log {
+            warn!(
+                bytes = log,
+                "the queue's write-ahead log is long, since it cannot be written back to the file: end the program that reads the file, such as a `sqlite3` with an open transaction"
+            );
+        }
+        self.long_log = log > LONG_LOG;
+    }
+
+    /// Retention, space, and the clock. Whether there is room, or could be made.
+    fn sweep(&mut self) -> rusqlite::Result<bool> {
+        self.shared.clock.compare(SystemTime::now());
+        let ahead = self.shared.clock.ahead();
         let ready = *self.shared.health.borrow() == Health::Ready;
-        if let Err(error) = self.sweep().and_then(|()| if ready { Ok(()) } else { self.probe() }) {
-            return self.shared.set_health(Health::NotReady(unavailable(&error).to_string()));
-        }
-        let Some(connection) = &self.connection else { return };
-        let noticed = || {
-            let (pages, free, size) = pages(connection)?;
-            let version = data_version(connection)?;
-            // Finished jobs would make room. Whoever waits for the store to be ready enqueues nothing before it is.
-            let yields = !finished(connection, State::Delivered, i64::MAX, 1)?.is_empty()
-                || !finished(connection, State::Coalesced, i64::MAX, 1)?.is_empty();
-            // Space that will be used again soon is not worth moving pages about. The file gets shorter with the checkpoint.
-            if free > 256 && free > pages / 4 {
-                shrink(connection)?;
+        let told = self.ahead;
+        let mut yields = false;
+        self.transaction(|work| {
+            work.sweep()?;
+            yields = work.has_finished()?;
+            if ahead != told {
+                set(work.transaction, "clock", ahead)?;
             }
-            rusqlite::Result::Ok(((pages - free) * size, version, yields))
-        };
-        match noticed() {
-            Ok((bytes, version, yields)) => {
-                lock_of(&self.shared.counts).bytes = bytes;
-                self.known.room = self.shared.retention.max_bytes.saturating_sub(bytes);
-                if version != self.version {
-                    self.version = version;
-                    self.recount();
-                }
-                if !self.is_full() || yields || bytes + OVERHEAD < self.shared.retention.max_bytes {
-                    self.shared.set_health(Health::Ready);
-                }
+            if !ready {
+                // Nothing else says that the store can be written to again.
+                set(work.transaction, "probe", work.now)?;
             }
-            Err(error) => self.shared.set_health(Health::NotReady(unavailable(&error).to_string())),
+            Ok(())
+        })?;
+        self.ahead = ahead;
+        let Some(connection) = &self.connection else { return Ok(false) };
+        let pages = Pages::read(connection)?;
+        // Space that will be used again soon is not worth moving pages about. The file gets shorter with the checkpoint.
+        if pages.free > 256 && pages.free > pages.all / 4 {
+            run(connection, "PRAGMA incremental_vacuum(4096)")?;
+            run(connection, "PRAGMA wal_checkpoint(PASSIVE)")?;
         }
+        Ok(yields || pages.used() + OVERHEAD < self.shared.retention.max_bytes)
     }
 
-    /// Finds out whether the store can be written to.
-    fn probe(&mut self) -> rusqlite::Result<()> {
-        let Some(connection) = &self.connection else { return Ok(()) };
-        connection.execute("INSERT OR REPLACE INTO probe (number, at) VALUES (1, ?1)", [now()]).map(drop)
-    }
-
-    /// Forgets finished jobs that are older than they have to be kept.
-    fn sweep(&mut self) -> rusqlite::Result<()> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
-        let now = now();
-        let retention = self.shared.retention;
-        let limits = [
-            (State::Delivered, retention.retain),
-            (State::Coalesced, retention.retain),
-            (State::Dead, retention.dead_retain),
-        ];
-        let mut old = Vec::new();
-        for (state, retain) in limits {
-            let before = now.saturating_sub(millis(retain));
-            old.extend(finished(connection, state, before, SWEEP)?.into_iter().map(|key| (state, key)));
-        }
-        if old.is_empty() {
-            return Ok(());
-        }
-        let mut effects = Effects::default();
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let forget_all = || {
-            for (state, key) in old {
-                if state == State::Dead {
-                    let recipient = name_of(&transaction, key.recipient)?;
-                    let id: String = transaction
-                        .prepare_cached("SELECT id FROM delivery WHERE number = ?1")?
-                        .query_row([key.delivery], |row| row.get(0))?;
-                    warn!(webhook = recipient.webhook, destination = recipient.destination, delivery.id = id, job = %JobId::from(key),
-                        "a dead letter older than `queue.dead_retain` is dropped");
-                    self.known.recipients.learn(key.recipient, recipient);
-                    effects.change(key.recipient, 0, -1);
-                    effects.dead_dropped += 1;
-                }
-                forget(&transaction, key, &mut self.known.ids)?;
+    /// Ends, and leaves one file with everything in it.
+    pub(super) fn end(mut self) -> Result<(), QueueError> {
+        let whole = self.check_file();
+        *lock_of(&self.shared.reader) = None;
+        if let Some(connection) = self.connection.take().filter(|_| whole.is_ok()) {
+            if self.place.is_some()
+                && let Err(error) = run(&connection, "PRAGMA wal_checkpoint(TRUNCATE)")
+            {
+                warn!(%error, "the queue's write-ahead log was not written back to the file");
             }
-            transaction.commit()
-        };
-        let result = forget_all();
-        self.come_into_force(effects, result.is_ok());
-        result
+            drop(connection);
+            if let Some(place) = &self.place
+                && place.beside("-wal").exists()
+            {
+                warn!(
+                    path = %place.path.display(),
+                    "another program has the queue's file open: what is newest may be in `-wal`, which belongs to the file"
+                );
+            }
+        }
+        match self.kept.len() {
+            0 => whole,
+            kept => Err(QueueError::Unavailable(format!(
+                "{kept} finished attempts could not be recorded and are made again"
+            ))),
+        }
     }
 }
 
-/// Counts all jobs.
-pub(super) fn recount(connection: &Connection, shared: &Shared) -> rusqlite::Result<()> {
-    let mut depths: HashMap<Recipient, Depth> = HashMap::new();
-    let mut fresh = reader::count_fresh(connection, shared)?;
-    let mut statement = connection.prepare_cached(
-        "SELECT number, webhook, destination,
-             (SELECT count(*) FROM job INDEXED BY job_waiting
-                 WHERE job.recipient = recipient.number AND job.state = 'waiting' AND job.due IS NOT NULL),
-             (SELECT count(*) FROM job WHERE job.recipient = recipient.number AND job.state = 'dead'
-                 AND job.state <> 'waiting')
-         FROM recipient",
+/// Sets what the file keeps beside its rows.
+fn set(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("INSERT OR REPLACE INTO setting (name, value) VALUES (?1, ?2)")?
+        .execute(params![name, value])
+        .map(drop)
+}
+
+/// What the service has to say of itself in the file.
+pub(in super::super) fn tell(connection: &Connection, window: Duration, ahead: i64) -> rusqlite::Result<()> {
+    set(connection, "window", millis(window))?;
+    set(connection, "clock", ahead)
+}
+
+/// The window that the last service had.
+pub(in super::super) fn window(connection: &Connection) -> rusqlite::Result<Duration> {
+    let millis: i64 = connection.query_row(
+        "SELECT coalesce((SELECT value FROM setting WHERE name = 'window'), 0)",
+        [],
+        |row| row.get(0),
     )?;
+    Ok(Duration::from_millis(u64::try_from(millis).unwrap_or(0)))
+}
+
+/// Runs a pragma to its end: each of its steps is a row.
+fn run(connection: &Connection, pragma: &str) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(pragma)?;
     let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        let recipient = Recipient { webhook: row.get(1)?, destination: row.get(2)? };
-        let count = |column| row.get::<_, i64>(column).map(|count| u64::try_from(count).unwrap_or(0));
-        let waiting = count(3)? + fresh.remove(&row.get(0)?).unwrap_or(0);
-        depths.insert(recipient, Depth { waiting, oldest: None, dead: count(4)? });
-    }
-    let (pages, free, size) = pages(connection)?;
-    let mut counts = lock_of(&shared.counts);
-    counts.depths = depths;
-    counts.bytes = (pages - free) * size;
+    while rows.next()?.is_some() {}
     Ok(())
-}
-
-/// Pages of the file, those of them that are free, and the size of one in bytes.
-pub(super) fn pages(connection: &Connection) -> rusqlite::Result<(u64, u64, u64)> {
-    let pragma = |name: &str| -> rusqlite::Result<u64> {
-        let mut statement = connection.prepare_cached(name)?;
-        statement.query_row([], |row| row.get::<_, i64>(0)).map(|value| u64::try_from(value).unwrap_or(0))
-    };
-    Ok((pragma("PRAGMA page_count")?, pragma("PRAGMA freelist_count")?, pragma("PRAGMA page_size")?))
-}
-
-/// Gives free pages back to the file system, as many as do not take long.
-fn shrink(connection: &Connection) -> rusqlite::Result<()> {
-    for pragma in ["PRAGMA incremental_vacuum(4096)", "PRAGMA wal_checkpoint(PASSIVE)"] {
-        let mut statement = connection.prepare_cached(pragma)?;
-        // Each step of a vacuum is a row.
-        let mut rows = statement.query([])?;
-        while rows.next()?.is_some() {}
-    }
-    Ok(())
-}
-
-pub(super) fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
-}
-
-/// A file beside another one.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(path);
-    name.push(suffix);
-    name.into()
-}
-
-/// Removes a file that may be absent.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
