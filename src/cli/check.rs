@@ -99,6 +99,11 @@ impl Display for Description<'_> {
         if let Address::Unix(_) = &server.listen {
             line(f, 0, "", format_args!("the mode of the socket is {:04o}", server.listen_mode))?;
         }
+        let proxies = server.trusted_proxies.networks();
+        if !proxies.is_empty() {
+            let proxies: Vec<_> = proxies.iter().map(ToString::to_string).collect();
+            line(f, 0, "", format_args!("X-Forwarded-For is read from {}, for the log", proxies.join(", ")))?;
+        }
         line(f, 0, "health", format_args!("and metrics at {}", config.ops.listen))?;
         line(
             f,

@@ -55,6 +55,7 @@ fn meaning(config: &Config) -> Value {
     json!({
         "server": {
             "listen": server.listen.to_string(),
+            "trusted_proxies": server.trusted_proxies.networks().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "listen_mode": match &server.listen {
                 Address::Unix(_) => Some(format!("{:04o}", server.listen_mode)),
                 Address::Tcp(_) => None,
