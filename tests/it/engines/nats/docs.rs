@@ -84,7 +84,7 @@ fn queues_are_backed_up_restored_moved_and_cleared() {
     let all = [("200", "delivered"), ("400", "dead"), ("503", "waiting")];
     let all: Vec<_> = all.map(|(id, state)| (id.to_owned(), state.to_owned())).into();
     let settled = || {
-        let labels = [("webhook", "esc"), ("destination", "destination-1"), ("result", "retry")];
+        let labels = [("webhook", "esc"), ("destination", "default"), ("result", "retry")];
         let retried = hookgate.metrics().value("hookgate_attempts_total", &labels);
         (retried == Some(1.0) && states(&hookgate) == all).then_some(())
     };
