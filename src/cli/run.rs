@@ -20,8 +20,9 @@ Examples:
 
 The log goes to standard output. SIGTERM or Ctrl-C ends it: what was accepted
 is finished first, for as long as `drain_timeout` says; a second one ends it at
-once. Exit status: 0 everything was finished, 1 something was cut off or the
-service could not start, 2 the configuration is wrong (see `hookgate check`).";
+once. Exit status: 0 everything was finished; 1 something was cut off, or an
+address cannot be listened on; 2 the configuration is wrong (see `hookgate
+check`), or what it names cannot be used, such as the queue's file.";
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]

@@ -257,16 +257,21 @@ impl Shared {
         names: Names,
         shape: Shape,
     ) {
-        let store = async {
-            let client = options.connect(servers).await.map_err(store::unavailable)?;
-            Store::new(client, names, shape.replicas).await
+        let connect = async || {
+            let client = options.clone().connect(servers.clone()).await.map_err(store::unavailable)?;
+            Store::new(client, names.clone(), shape.replicas).await
         };
-        let store = match store.await {
-            Ok(store) => store,
-            Err(error) => {
-                tracing::error!(%error, "the queue cannot be used");
-                self.health.send_replace(Health::NotReady(error.to_string()));
-                return;
+        let store = loop {
+            match connect().await {
+                Ok(store) => break store,
+                // The authorities' file, say, which is there again in a moment.
+                Err(error) => {
+                    self.health.send_replace(Health::NotReady(error.to_string()));
+                }
+            }
+            tokio::select! {
+                () = self.closing.cancelled() => return,
+                () = tokio::time::sleep(CHECK_EVERY) => {}
             }
         };
         let store = self.store.get_or_init(|| store).clone();

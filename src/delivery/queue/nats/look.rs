@@ -17,7 +17,7 @@ use super::{
     store::{Store, Which, info_of},
     wire::{JobKey, Message, Stored},
 };
-use crate::delivery::queue::{Job, Lease, QueueError, Recipient, State};
+use crate::delivery::queue::{Job, Lease, Parcel, QueueError, Recipient, State};
 
 /// A lease that nobody has taken yet.
 pub(super) struct Ready {
@@ -123,8 +123,17 @@ async fn looked_at(
         in_hand.brought.later(store, left).await;
         return Ok(None);
     }
-    Ok(lease(store, recipient, delivery, calls, base, in_hand))
+    let Some(parcel) = delivery.meta.parcel(delivery.body.clone()) else {
+        let job = in_hand.job.id();
+        tracing::error!(%job, "a delivery in the queue cannot be read: it is not delivered, and stays until it is purged");
+        in_hand.brought.later(store, UNREADABLE).await;
+        return Ok(None);
+    };
+    Ok(Some(lease(store, recipient, delivery, parcel, calls, base, in_hand)))
 }
+
+/// How often it is said that a delivery cannot be read.
+const UNREADABLE: Duration = Duration::from_secs(15 * 60);
 
 /// Whether a record is that of a job which ended before this call of it.
 fn is_called_by(record: &JobRecord, calls: u32) -> bool {
@@ -135,17 +144,18 @@ fn lease(
     store: &Store,
     recipient: &Recipient,
     delivery: Stored,
+    parcel: Parcel,
     calls: u32,
     base: Option<(u64, JobRecord)>,
     mut in_hand: InHand,
-) -> Option<Ready> {
+) -> Ready {
     in_hand.goes_back = Some(store.clone());
-    let Stored { meta, body, received, .. } = delivery;
+    let Stored { meta, received, .. } = delivery;
     let record = base.as_ref().map(|(_, record)| record);
     let job = Job {
         id: in_hand.job.id(),
         recipient: recipient.clone(),
-        parcel: meta.parcel(body)?,
+        parcel,
         since: record.and_then(|record| record.since).map_or(received, time),
         attempts: record.map_or(0, |record| record.attempts),
         attempts_ever: record.map_or(0, |record| record.attempts_ever),
@@ -161,5 +171,5 @@ fn lease(
         destinations: meta.destinations,
     };
     let lease = Lease::new(job, Box::new(leased));
-    Some(Ready { since: Instant::now(), lease, webhook, job: key, base: sequence })
+    Ready { since: Instant::now(), lease, webhook, job: key, base: sequence }
 }
