@@ -175,7 +175,7 @@ impl App {
             upstream_lanes,
             &Routes::default(),
         )?;
-        reload::tell_expiries(&routes, &metrics);
+        reload::tell_expiries(&routes, &config.certificates, &metrics);
         let queue = match &config.queue {
             None => None,
             Some(settings) => {

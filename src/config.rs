@@ -23,7 +23,7 @@ mod units;
 mod webhook;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     ffi::OsString,
     io,
     net::SocketAddr,
@@ -89,6 +89,8 @@ pub struct Config {
     pub warnings: Vec<Mistake>,
     /// The file itself and every file that it names: what has to be watched for changes.
     pub files: Vec<PathBuf>,
+    /// When the first certificate ends in each file that has some, by the path that the file names.
+    pub certificates: BTreeMap<PathBuf, SystemTime>,
     /// The beginning of the file's SHA-256, in hex.
     pub digest: String,
     /// What its keys say, to tell later what has changed.
@@ -146,7 +148,7 @@ impl Config {
         let Some(tree) = tree(&context, text) else { return Err(report(context.finish())) };
         let Settings { server, tls, ops, log, dedupe, queue, webhooks } =
             Settings::read(Table::root(&context, tree.get_ref()));
-        let Findings { mistakes, mut warnings, files, looks, contents } = context.finish();
+        let Findings { mistakes, mut warnings, files, looks, contents, certificates } = context.finish();
         if !mistakes.is_empty() {
             return Err(Report::new(mistakes, files));
         }
@@ -162,6 +164,7 @@ impl Config {
             webhooks,
             warnings,
             files,
+            certificates,
             digest: fingerprint::digest(text.as_bytes()),
             fingerprints: Fingerprints::of(tree.get_ref(), &contents),
             looks,

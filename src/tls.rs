@@ -4,10 +4,11 @@
 //! is ever in a text. Files are read elsewhere, except for the platform's authorities; connections are opened
 //! elsewhere.
 
+mod expiry;
 mod verifier;
 mod words;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::SystemTime};
 
 use memchr::memmem;
 use rustls::{
@@ -62,6 +63,12 @@ impl Certificates {
             Ok(found) => Ok(Self(found)),
             Err(_) => Err(CertificatesError::Broken),
         }
+    }
+
+    /// When the first of them ends, as far as they can be read.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        expiry::earliest(&self.0)
     }
 }
 
@@ -201,6 +208,12 @@ impl Authorities {
         // A system's store may hold certificates that rustls does not take; the others serve.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         if roots.is_empty() { Err(NoRoots) } else { Ok(Self { roots: Arc::new(roots), named: Arc::new([]) }) }
+    }
+
+    /// When the first of those that were named ends, as far as they can be read. `None` for those of the platform.
+    #[must_use]
+    pub fn expires(&self) -> Option<SystemTime> {
+        expiry::earliest(&self.named)
     }
 }
 

@@ -6,9 +6,11 @@
 //! see [`Aside`].
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use tokio::{
@@ -242,7 +244,7 @@ impl Source {
         if ruled && changed.iter().any(|key| key == "log.level") {
             warn!("`log.level` has no effect as long as RUST_LOG is set");
         }
-        tell_expiries(&routes, &gate.metrics);
+        tell_expiries(&routes, &config.certificates, &gate.metrics);
         let routes = Arc::new(routes);
         gate.routes.store(Arc::clone(&routes));
         if let Some(recipients) = recipients {
@@ -366,13 +368,18 @@ fn replace_identity(tls: Option<&server_tls::Tls>, config: &Config) -> Result<()
     }
 }
 
-/// Says in the metrics when the secrets in force expire.
-pub(super) fn tell_expiries(routes: &Routes, metrics: &Metrics) {
+/// Says in the metrics when the secrets in force expire, and the certificates.
+pub(super) fn tell_expiries(
+    routes: &Routes,
+    certificates: &BTreeMap<PathBuf, SystemTime>,
+    metrics: &Metrics,
+) {
     let secrets = routes.webhooks().flat_map(|webhook| {
         let keys = webhook.verifier.keys().iter();
         keys.filter_map(|key| Some((webhook.name.as_str(), key.name(), key.expires()?)))
     });
     metrics.secrets_expire(secrets);
+    metrics.certificates_expire(certificates.iter().map(|(file, at)| (file.as_path(), *at)));
 }
 
 /// Prepares the webhooks of a configuration. What of the `old` ones did not change keeps its open connections.

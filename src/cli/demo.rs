@@ -8,6 +8,7 @@ mod script;
 mod upstream;
 
 use std::{
+    collections::BTreeMap,
     future::pending,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
@@ -314,6 +315,7 @@ fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
         files: vec![],
         looks: vec![],
         warnings: vec![],
+        certificates: BTreeMap::new(),
     })
 }
 

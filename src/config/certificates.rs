@@ -6,9 +6,10 @@
 use std::{
     fmt::Display,
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
-use super::{origin::warn_of_mode, reader::Item};
+use super::{origin::warn_of_mode, reader::Item, units::show_instant};
 use crate::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
 use crate::webhook::mangled;
 
@@ -23,6 +24,9 @@ pub struct IdentityFiles {
 
 /// The longest file, in bytes. The certificates of every public authority together have a quarter of this.
 const MAX_PEM: usize = 1 << 20;
+
+/// How long before the end of a certificate it is warned of.
+const SOON: Duration = Duration::from_secs(14 * 24 * 60 * 60);
 
 /// `{ cert = "…", key = "…" }`.
 pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
@@ -70,9 +74,14 @@ fn path<'c>(item: &Item<'c>) -> Option<&'c Path> {
 fn certificates(item: &Item<'_>) -> Option<(PathBuf, Certificates)> {
     let path = path(item)?;
     let put = "write the path of a PEM file with the certificate, followed by those of its issuers";
-    read(item, path, put, false, |pem| {
+    let (path, certificates) = read(item, path, put, false, |pem| {
         Certificates::parse(pem).map_err(|error| wrong_certificates(path, error))
-    })
+    })?;
+    if let Some(at) = certificates.expires() {
+        item.context.certificates_end(&path, at);
+        warn_of_end(item, &path, at);
+    }
+    Some((path, certificates))
 }
 
 fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
@@ -85,9 +94,28 @@ fn private_key(item: &Item<'_>) -> Option<(PathBuf, Key)> {
 pub(super) fn authorities(item: &Item<'_>) -> Option<(PathBuf, Authorities)> {
     let path = path(item)?;
     let put = "write the path of a PEM file with the certificates of the authorities to trust";
-    read(item, path, put, false, |pem| {
+    let (path, authorities) = read(item, path, put, false, |pem| {
         Authorities::parse(pem).map_err(|error| wrong_certificates(path, error))
-    })
+    })?;
+    // Old and new authorities stand side by side while they change, so the end of one is nothing to warn of.
+    if let Some(at) = authorities.expires() {
+        item.context.certificates_end(&path, at);
+    }
+    Some((path, authorities))
+}
+
+/// A certificate that has ended, or will soon, is refused by whoever it is shown to.
+fn warn_of_end(item: &Item<'_>, path: &Path, at: SystemTime) {
+    let (path, end) = (path.display(), show_instant(at));
+    match at.duration_since(item.context.now) {
+        Err(_) => item.warning(format_args!(
+            "a certificate in {path} has expired, at {end}: put a new one there, or the other side refuses it"
+        )),
+        Ok(left) if left <= SOON => item.warning(format_args!(
+            "a certificate in {path} expires at {end}: put a new one there in time; it is taken without a restart"
+        )),
+        Ok(_) => {}
+    }
 }
 
 /// The file's path, and what is in it. `put` says what must be there; a key is `private`.

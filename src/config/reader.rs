@@ -7,6 +7,7 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     ffi::OsString,
     fmt::{self, Display},
     ops::RangeInclusive,
@@ -39,6 +40,7 @@ pub(super) struct Context<'c> {
     files: RefCell<Vec<PathBuf>>,
     looks: RefCell<Vec<Look>>,
     contents: RefCell<Contents>,
+    certificates: RefCell<BTreeMap<PathBuf, SystemTime>>,
 }
 
 /// What was collected while a file was read.
@@ -53,6 +55,8 @@ pub(super) struct Findings {
     pub(super) looks: Vec<Look>,
     /// What was in those that were read.
     pub(super) contents: Contents,
+    /// When the first certificate in each of them ends.
+    pub(super) certificates: BTreeMap<PathBuf, SystemTime>,
 }
 
 impl<'c> Context<'c> {
@@ -63,8 +67,8 @@ impl<'c> Context<'c> {
         variable: &'c dyn Fn(&str) -> Option<OsString>,
         patience: &'c Patience,
     ) -> Self {
-        let (mistakes, warnings, files, looks, contents) = Default::default();
-        Self { file, text, now, variable, patience, mistakes, warnings, files, looks, contents }
+        let (mistakes, warnings, files, looks, contents, certificates) = Default::default();
+        Self { file, text, now, variable, patience, mistakes, warnings, files, looks, contents, certificates }
     }
 
     /// Notes what is wrong at a byte offset.
@@ -112,6 +116,11 @@ impl<'c> Context<'c> {
         Ok(read)
     }
 
+    /// Remembers when the first certificate in a file ends.
+    pub(super) fn certificates_end(&self, path: &Path, at: SystemTime) {
+        self.certificates.borrow_mut().insert(path.to_owned(), at);
+    }
+
     pub(super) fn finish(self) -> Findings {
         Findings {
             mistakes: self.mistakes.into_inner(),
@@ -119,6 +128,7 @@ impl<'c> Context<'c> {
             files: self.files.into_inner(),
             looks: self.looks.into_inner(),
             contents: self.contents.into_inner(),
+            certificates: self.certificates.into_inner(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Whole files, good and bad. Each of `tests/data/config/invalid/*.toml` has its report beside it; what the valid
 //! ones mean is tested where it is told, in `cli::check`.
 
+mod expiry;
 mod odd;
 mod places;
 

@@ -4,6 +4,7 @@ mod process;
 mod text;
 
 use std::{
+    path::Path,
     sync::atomic::AtomicU64,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -34,6 +35,7 @@ pub struct Metrics {
     started: SystemTime,
     events: Family<EventLabels, Counter>,
     secret_expiry: Family<SecretLabels, Gauge<f64, AtomicU64>>,
+    certificate_expiry: Family<FileLabels, Gauge<f64, AtomicU64>>,
     requests: Family<OutcomeLabels, Counter>,
     request_duration: Family<WebhookLabels, Histogram>,
     inflight_bytes: Gauge,
@@ -137,6 +139,11 @@ struct SecretLabels {
     secret: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FileLabels {
+    file: String,
+}
+
 impl Metrics {
     /// All metrics, at zero.
     #[must_use]
@@ -147,6 +154,7 @@ impl Metrics {
             started: SystemTime::now(),
             events: Family::default(),
             secret_expiry: Family::default(),
+            certificate_expiry: Family::default(),
             unreadable: Family::default(),
             requests: Family::default(),
             request_duration: Family::new_with_constructor(histogram),
@@ -197,6 +205,11 @@ impl Metrics {
             "secret_expiry_timestamp_seconds",
             "From when on a secret is not in force any more",
             metrics.secret_expiry.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the first certificate in a file ends",
+            metrics.certificate_expiry.clone(),
         );
         registry.register(
             "config_last_reload_success",
@@ -338,6 +351,15 @@ impl Metrics {
         }
     }
 
+    /// Sets when certificates end: file and time of each.
+    pub fn certificates_expire<'c>(&self, files: impl Iterator<Item = (&'c Path, SystemTime)>) {
+        self.certificate_expiry.clear();
+        for (file, at) in files {
+            let labels = FileLabels { file: file.display().to_string() };
+            self.certificate_expiry.get_or_create(&labels).set(seconds(at));
+        }
+    }
+
     /// Counts what could not be read as a request. With 0 it is only there from then on.
     pub fn unreadable(&self, reason: &'static str, count: u64) {
         self.unreadable.get_or_create(&ReasonLabels { reason }).inc_by(count);
@@ -457,6 +479,8 @@ mod tests {
         let ends = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         metrics.secrets_expire([("esc", "old", ends)].into_iter());
         metrics.secrets_expire([("esc", "new", ends)].into_iter());
+        metrics.certificates_expire([(Path::new("/old.crt"), ends)].into_iter());
+        metrics.certificates_expire([(Path::new("/a \"b\".crt"), ends)].into_iter());
         webhook.request(1, Duration::from_millis(3));
         webhook.secret_used(0, UNIX_EPOCH + Duration::from_secs(1_778_653_144));
         metrics.destination("esc", "app").attempt(AttemptResult::Failed, Duration::from_millis(3));
@@ -480,6 +504,7 @@ mod tests {
             r#"hookgate_events_total{webhook="esc",event="other"} 1"#,
             r#"hookgate_events_total{webhook="esc",event="environment"} 0"#,
             r#"hookgate_secret_expiry_timestamp_seconds{webhook="esc",secret="new"} 1800000000.0"#,
+            r#"hookgate_certificate_expiry_timestamp_seconds{file="/a \"b\".crt"} 1800000000.0"#,
             concat!(
                 r#"hookgate_build_info{version=""#,
                 env!("CARGO_PKG_VERSION"),
@@ -488,7 +513,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
-        assert!(!text.contains(r#"secret="old""#), "{text}");
+        assert!(!text.contains(r#"secret="old""#) && !text.contains("/old.crt"), "{text}");
         for process in
             ["cpu_seconds_total", "resident_memory_bytes", "open_fds", "max_fds", "start_time_seconds"]
         {

@@ -8,7 +8,7 @@ use std::{
 
 use crate::support::{
     Connection, Delivery, Gate, Hookgate, NatsServer, Reply, SECRET, Setup, Upstream, Webhook, eventually,
-    sample,
+    sample, tls::Authority,
 };
 
 #[test]
@@ -225,11 +225,15 @@ fn metrics_are_written_in_the_form_that_is_asked_for() {
 /// With and without a queue, and with as much in them as there can be.
 #[test]
 fn promtool_has_nothing_to_say_about_the_metrics() {
+    const NAMED: &str = "name = \"other\"";
+    const TRUSTING: &str = "ca = \"{dir}/ca.pem\"";
     let upstream = Upstream::always(Reply::ok());
     for queue in ["", "[queue]\npath = \"{dir}/queue.db\""] {
         let hookgate = Setup::new(&upstream)
             .section(queue)
             .secret("{ name = \"old\", file = \"{dir}/secret\", expires = \"2099-01-01T00:00:00Z\" }")
+            .with(Webhook::to("https://localhost:1/").at("/other").line(NAMED).destination(TRUSTING))
+            .file("ca.pem", Authority::new("a").issue_in(&["a"], 2020..2095).cert)
             .start();
         hookgate.send(&Delivery::good());
         hookgate.send(&Delivery::good().forged());
@@ -239,6 +243,9 @@ fn promtool_has_nothing_to_say_about_the_metrics() {
             text.contains(&format!("hookgate_secret_expiry_timestamp_seconds{labels} 4070908800.0\n")),
             "{text}"
         );
+        let file = hookgate.dir().join("ca.pem");
+        let line = format!("hookgate_certificate_expiry_timestamp_seconds{{file={file:?}}} 3944678400.0\n");
+        assert!(text.contains(&line), "{text}");
         let mut promtool = Command::new("promtool");
         promtool
             .args(["check", "metrics"])

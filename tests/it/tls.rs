@@ -191,6 +191,45 @@ fn the_certificate_is_exchanged_while_connections_live_on() {
     deliver(&mut kept, &Delivery::good()).assert_forwarded(200);
 }
 
+/// Each file by its path as configured, as long as it is named.
+#[test]
+fn the_metrics_tell_when_the_certificates_in_force_end() {
+    const NAME: &str = "hookgate_certificate_expiry_timestamp_seconds";
+    let authority = Authority::new("a");
+    let upstream = Upstream::always(Reply::ok());
+    let first = authority.issue_in(&["localhost"], 2020..2090);
+    let destination = Webhook::to("https://localhost:1/").destination("ca = \"{dir}/ca.pem\"");
+    // A year before the authority itself ends.
+    let trusted = format!("{}{}", authority.pem(), authority.issue_in(&["b"], 2020..2095).cert);
+    let setup = setup(&upstream, &first).with(destination.at("/other").line("name = \"other\""));
+    let hookgate = setup.file("ca.pem", trusted).start();
+    let [cert, ca] = ["tls.crt", "ca.pem"].map(|name| hookgate.dir().join(name).display().to_string());
+    let (year_2090, year_2091, year_2095) = (3_786_912_000.0, 3_818_448_000.0, 3_944_678_400.0);
+    hookgate.wait_for_metric(NAME, &[("file", &cert)], year_2090);
+    hookgate.wait_for_metric(NAME, &[("file", &ca)], year_2095);
+    assert_eq!(hookgate.metrics().labels(NAME).len(), 2);
+    let open = hookgate.scrape("application/openmetrics-text").text();
+    for line in [format!("# TYPE {NAME} gauge"), format!("{NAME}{{file=\"{cert}\"}} {year_2090:?}")] {
+        assert!(open.lines().any(|seen| seen == line), "{line}: {open}");
+    }
+
+    // Another pair in its place: until both files are there, the old one is in force.
+    let second = authority.issue_in(&["localhost"], 2020..2091);
+    fs::write(hookgate.dir().join("tls.key"), &second.key).unwrap();
+    hookgate.wait_for_metric("hookgate_config_last_reload_success", &[], 0.0);
+    assert_eq!(hookgate.metrics().value(NAME, &[("file", &cert)]), Some(year_2090));
+    fs::write(hookgate.dir().join("tls.crt"), &second.cert).unwrap();
+    hookgate.wait_for_metric(NAME, &[("file", &cert)], year_2091);
+
+    // A file that is not named any more.
+    let config = fs::read_to_string(hookgate.config()).unwrap();
+    let without: Vec<_> = config.lines().filter(|line| !line.starts_with("ca = ")).collect();
+    fs::write(hookgate.config(), without.join("\n")).unwrap();
+    hookgate.signal("HUP");
+    eventually("the file is forgotten", || (hookgate.metrics().labels(NAME).len() == 1).then_some(()));
+    hookgate.wait_for_metric(NAME, &[("file", &cert)], year_2091);
+}
+
 #[test]
 fn switching_tls_on_or_off_needs_a_restart_and_is_said_so() {
     let authority = Authority::new("a");
