@@ -4,7 +4,8 @@
 use std::{fs, path::PathBuf, process::Command, thread, time::Duration};
 
 use crate::support::{
-    Delivery, Gate, Hookgate, Instant, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually, program,
+    Delivery, Gate, Hookgate, Instant, Reply, Setup, TempDir, Upstream, Webhook, cannot, eventually,
+    faketime, program,
 };
 
 const APP: [(&str, &str); 2] = [("webhook", "hook"), ("destination", "default")];
@@ -408,7 +409,7 @@ fn a_clock_that_steps_delays_and_kills_nothing() {
         let folder = TempDir::new();
         let time = folder.write("time", "+0");
         let hookgate = queued("{dir}/queue.db", &upstream)
-            .launched_by(&["faketime", "-f", "+0", "env", "-u", "FAKETIME"])
+            .environment("LD_PRELOAD", faketime().to_str().unwrap())
             .environment("FAKETIME_TIMESTAMP_FILE", time.to_str().unwrap())
             .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
             .environment("FAKETIME_NO_CACHE", "1")
