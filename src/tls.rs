@@ -89,7 +89,7 @@ pub enum KeyError {
     #[error("the private key is encrypted")]
     Encrypted,
     /// It is of a kind that is not supported.
-    #[error("the private key is none that can be used")]
+    #[error("the private key cannot be used")]
     Unusable,
 }
 

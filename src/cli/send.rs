@@ -277,7 +277,7 @@ fn header_value(text: &str) -> Result<HeaderValue, String> {
 
 fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as 'Name: value'")?;
-    let name = HeaderName::from_bytes(name.trim().as_bytes()).or(Err("that is no header's name"))?;
+    let name = HeaderName::from_bytes(name.trim().as_bytes()).or(Err("that is not a header name"))?;
     if [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(&name) {
         return Err("that header says how the message is framed, and is set by itself".into());
     }

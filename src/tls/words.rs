@@ -205,7 +205,7 @@ fn explain_alert(alert: AlertDescription) -> Cow<'static, str> {
 
     match alert {
         Alert::CertificateRequired => {
-            "it demands a client certificate, and there is none: set `identity`".into()
+            "it demands a client certificate, and none is configured: set `identity`".into()
         }
         Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
             format!(
@@ -220,7 +220,7 @@ fn explain_alert(alert: AlertDescription) -> Cow<'static, str> {
         Alert::UnrecognisedName => "it does not serve the name that stands in `url`".into(),
         Alert::ProtocolVersion => "it speaks neither TLS 1.2 nor 1.3, and older ones are not safe".into(),
         Alert::HandshakeFailure | Alert::InsufficientSecurity => {
-            "it has no ciphers in common with hookgate, or it demands a client certificate and there is none"
+            "it has no ciphers in common with hookgate, or it demands a client certificate and none is configured"
                 .into()
         }
         Alert::InternalError => "it has an error of its own: its log may say more".into(),

@@ -95,7 +95,7 @@ impl fmt::Debug for Settings {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The URL is none of NATS.
-    #[error("the URL is none of a NATS server")]
+    #[error("the URL is not that of a NATS server")]
     Url,
     /// The name would not do for a stream.
     #[error("a stream's name has letters, digits, `_` and `-`, and not more than 100 of them")]
