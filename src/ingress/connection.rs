@@ -263,7 +263,7 @@ struct Linger {
 }
 
 /// How long, and for how many bytes, an unread body is read on.
-const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_TIME: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 16 << 20;
 
 impl<T> Guarded<T> {

@@ -2,7 +2,8 @@
 //!
 //! `NAME.http` is what a sender says on one connection. `NAME.txt` explains it in its first line, and then says
 //! line by line which answers come (`answer 400` is one without a label, `answer 100` an interim one), whether
-//! the connection is `closed` behind them or stays `open`, and how many requests an `upstream` sees.
+//! the connection is `closed` behind them, `closed at a deadline` or stays `open`, and how many requests an `upstream`
+//! sees.
 
 use std::{
     collections::BTreeMap,
@@ -24,6 +25,7 @@ struct Case {
     bytes: Vec<u8>,
     answers: Vec<String>,
     open: bool,
+    waits: bool,
     upstream: usize,
 }
 
@@ -41,15 +43,16 @@ impl Case {
     fn read(input: &Path) -> Self {
         let name = input.file_stem().unwrap().to_str().unwrap().to_owned();
         let outcome = fs::read_to_string(input.with_extension("txt")).unwrap();
-        let mut case =
-            Self { name, bytes: fs::read(input).unwrap(), answers: Vec::new(), open: false, upstream: 0 };
+        let bytes = fs::read(input).unwrap();
+        let mut case = Self { name, bytes, answers: Vec::new(), open: false, waits: false, upstream: 0 };
         let mut ends = 0;
         for line in outcome.lines().skip(1) {
             match line.split_once(' ') {
                 Some(("answer", answer)) => case.answers.push(answer.to_owned()),
                 Some(("upstream", count)) => case.upstream = count.parse().unwrap(),
-                None if line == "open" || line == "closed" => {
+                _ if matches!(line, "open" | "closed" | "closed at a deadline") => {
                     case.open = line == "open";
+                    case.waits = line == "closed at a deadline";
                     ends += 1;
                 }
                 _ => panic!("{}: {line:?}", case.name),
@@ -101,17 +104,34 @@ impl Case {
     }
 }
 
-/// Deadlines that cases wait for, and no memory of IDs, so that each case stands alone.
-fn setup(webhook: Webhook) -> Setup {
-    Setup::bare()
-        .server("header_timeout = \"1s\"")
-        .server("body_timeout = \"1s\"")
-        .section("[dedupe]\nwindow = \"0s\"")
-        .with(webhook)
+/// Two that differ in their deadlines. Neither has a memory of IDs, so that each case stands alone.
+struct Pair {
+    /// For the cases that wait for a deadline.
+    hasty: Hookgate,
+    /// For all others: a machine that stands still for seconds does not turn their answer into 408.
+    patient: Hookgate,
+}
+
+impl Pair {
+    fn start(url: &str) -> Self {
+        let with = |deadline: &str| {
+            Setup::bare()
+                .server(&format!("header_timeout = \"{deadline}\""))
+                .server(&format!("body_timeout = \"{deadline}\""))
+                .section("[dedupe]\nwindow = \"0s\"")
+                .with(Webhook::to(url))
+                .start()
+        };
+        Self { hasty: with("1s"), patient: with("60s") }
+    }
+
+    fn of(&self, case: &Case) -> &Hookgate {
+        if case.waits { &self.hasty } else { &self.patient }
+    }
 }
 
 /// Tries every case, whole and in pieces, and returns how many requests have to have come out of it.
-fn try_all(hookgate: &Hookgate, pieces: impl Fn(&Case) -> Vec<usize> + Sync) -> usize {
+fn try_all(pair: &Pair, pieces: impl Fn(&Case) -> Vec<usize> + Sync) -> usize {
     let cases = cases();
     let expected = cases.iter().map(|case| case.requests() * pieces(case).len()).sum();
     // Several at a time, since some of them wait for a deadline.
@@ -123,7 +143,8 @@ fn try_all(hookgate: &Hookgate, pieces: impl Fn(&Case) -> Vec<usize> + Sync) -> 
                 let pieces = &pieces;
                 scope.spawn(move || {
                     let tried = |case: &Case| {
-                        let wrong = pieces(case).into_iter().filter_map(|piece| case.try_on(hookgate, piece));
+                        let wrong =
+                            pieces(case).into_iter().filter_map(|piece| case.try_on(pair.of(case), piece));
                         wrong.collect::<Vec<_>>()
                     };
                     cases.iter().flat_map(tried).collect::<Vec<_>>()
@@ -157,8 +178,8 @@ fn whole(_: &Case) -> Vec<usize> {
 #[test]
 fn each_attack_ends_as_the_rfcs_say_and_nothing_of_it_reaches_the_upstream() {
     let upstream = Upstream::always(Reply::ok());
-    let hookgate = setup(Webhook::to(&upstream.url())).start();
-    let expected = try_all(&hookgate, whole_and_in_pieces);
+    let pair = Pair::start(&upstream.url());
+    let expected = try_all(&pair, whole_and_in_pieces);
     let requests = upstream.requests();
     assert_eq!(requests.len(), expected);
     let body = sample("environment_revision.created").body();
@@ -176,9 +197,11 @@ fn each_attack_ends_as_the_rfcs_say_and_nothing_of_it_reaches_the_upstream() {
         }
     }
     // And it serves as before.
-    hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);
-    hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
-    hookgate.send(&Delivery::good()).assert_forwarded(200);
+    for hookgate in [pair.hasty, pair.patient] {
+        hookgate.wait_for_metric("hookgate_inflight_requests", &[], 0.0);
+        hookgate.wait_for_metric("hookgate_inflight_bytes", &[], 0.0);
+        hookgate.send(&Delivery::good()).assert_forwarded(200);
+    }
 }
 
 /// The sample's length, which is what a real server has to see each time.
@@ -217,9 +240,9 @@ http {{
     let socket = files.dir().join("nginx.sock");
     eventually("nginx listens", || std::os::unix::net::UnixStream::connect(&socket).ok());
 
-    let hookgate = setup(Webhook::to(&format!("unix:{dir}/nginx.sock:/upstream"))).start();
-    let expected = try_all(&hookgate, whole);
-    drop(hookgate);
+    let pair = Pair::start(&format!("unix:{dir}/nginx.sock:/upstream"));
+    let expected = try_all(&pair, whole);
+    drop(pair);
     let seen = eventually("nginx has logged every request", || {
         let seen = fs::read_to_string(files.dir().join("nginx-seen")).unwrap_or_default();
         (seen.lines().count() >= expected).then_some(seen)
@@ -263,9 +286,9 @@ server.listen(0, "127.0.0.1", () => say({ port: server.address().port }));
 fn node_sees_the_verified_requests_and_nothing_else() {
     let node = Peer::start("node", &["--eval", NODE]);
     let port = node.wait_for(1)[0]["port"].as_u64().unwrap();
-    let hookgate = setup(Webhook::to(&format!("http://127.0.0.1:{port}/upstream"))).start();
-    let expected = try_all(&hookgate, whole);
-    drop(hookgate);
+    let pair = Pair::start(&format!("http://127.0.0.1:{port}/upstream"));
+    let expected = try_all(&pair, whole);
+    drop(pair);
     node.wait_for(1 + expected);
     let seen = node.end();
     let body = hex::encode(sample("environment_revision.created").body());
