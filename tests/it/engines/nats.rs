@@ -24,6 +24,11 @@ mod contract {
     crate::engines::contract::hold!(crate::support::NatsServer::start());
 }
 
+#[test]
+fn random_operations_end_as_the_model_says() {
+    super::model::hold(5, false, NatsServer::start);
+}
+
 impl Engine for NatsServer {
     fn open(&self, retention: Retention, window: Duration) -> Arc<dyn Queue> {
         open(&settings(&self.url()), retention, window)

@@ -34,6 +34,11 @@ impl Engine for TempDir {
     }
 }
 
+#[test]
+fn random_operations_end_as_the_model_says() {
+    super::model::hold(60, true, TempDir::new);
+}
+
 /// A folder of its own for each test.
 struct Folder(TempDir);
 
