@@ -127,6 +127,22 @@ fn every_page_says_first_for_whom_it_is() {
     }
 }
 
+/// Whoever follows the page finds what it names.
+#[test]
+fn the_files_that_the_page_on_development_names_are_there() {
+    let page = fs::read_to_string(top().join("docs/development.md")).unwrap();
+    let names = page.split('`').skip(1).step_by(2).filter(|name| {
+        ["src/", "tests/", "fuzz/", ".ci/"].iter().any(|folder| name.starts_with(folder))
+            && !name.contains(' ')
+    });
+    let mut seen = 0;
+    for name in names {
+        assert!(top().join(name).exists(), "docs/development.md names {name}");
+        seen += 1;
+    }
+    assert!(seen > 30, "{seen}");
+}
+
 /// An interactive zsh takes `#` for an argument.
 #[test]
 fn shell_blocks_have_no_comments() {
