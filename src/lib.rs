@@ -39,6 +39,38 @@
 //! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
 //!
 //! `tests/house.rs` holds rules 1, 2 and 5.
+//!
+//! # Glossary
+//!
+//! Pulumi's words are used for Pulumi's things (delivery, kind, action, filter, group), and the field's words for the
+//! rest (upstream, destination, route, lease, dead letter, backoff, drain). These are our own:
+//!
+//! | word | meaning |
+//! | --- | --- |
+//! | attempt | one request to a destination, for one job |
+//! | circuit | whether a destination is served or, after failures in a row, only probed |
+//! | claim | what a request says without proof; in [`delivery::dedupe`], the right to deliver an ID first |
+//! | coalesced | replaced by a newer delivery of the same environment and event, and not delivered |
+//! | crowd | the connections of a listener: how many may be open, and which one gives way to a newcomer |
+//! | direct | delivered while the sender waits; the opposite is queued |
+//! | doubt | a warning about a configuration that loads |
+//! | gate | the request path: [`ingress::receive::Gate`] |
+//! | job | the way of one delivery to one recipient in the queue |
+//! | joint | one of the three places that join the rooms: receive, dispatch, worker |
+//! | lane | one of the threads that serve requests, with its own runtime |
+//! | lease | the right to make a job's next attempt; dropped without a verdict, the job is due again |
+//! | line | with `order`: the jobs of one environment, of which only the first is tried |
+//! | look | how a file looks from outside (size, times, inode), to notice a change |
+//! | mark | what hookgate writes into `traceparent` to recognise its own requests |
+//! | misfit | a delivery whose kind its body does not prove |
+//! | orphaned | said of a job whose webhook or destination is not in the configuration any more |
+//! | parcel | what is handed on: the verified body with its headers and its name |
+//! | place | a permit for one connection of a crowd |
+//! | recipient | a destination of a webhook, by both names; waiting jobs belong to it |
+//! | rest | an idle connection rests: it is put away, and costs a few kilobytes until its next byte |
+//! | strangers | senders without a verified signature; their lines in the log are limited |
+//! | trail | what is known of a request so far, for its line in the log |
+//! | verdict | how an attempt ends a lease: done, again later, or dead; in [`webhook::filter`], whether a delivery is wanted |
 
 pub mod app;
 pub mod cli;

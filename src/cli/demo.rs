@@ -75,10 +75,10 @@ const PATH: &str = "/webhooks/pulumi";
 /// How long one answer may take.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// The widths of the table's columns.
-const WHAT: usize = 42;
-const ANSWER: usize = 23;
-const UPSTREAM: usize = 20;
+/// The widths of the table's columns. With two spaces in front and the verdict behind, a row has 80.
+const WHAT: usize = 36;
+const ANSWER: usize = 22;
+const SERVICE: usize = 15;
 
 /// Starts everything, plays the script, and stops everything.
 pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failure> {
@@ -95,7 +95,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
         let ops = format!("http://{}", app.addresses().ops);
         writeln!(
             out,
-            "hookgate {} on {webhook}, an upstream behind it on {upstream}.\n",
+            "hookgate {} listens on {webhook},\nthe service behind it on {upstream}.\n",
             env!("CARGO_PKG_VERSION")
         )?;
 
@@ -132,7 +132,7 @@ async fn play(
     let target = Target::parse(webhook).map_err(|error| Failure::Failed(error.to_string()))?;
     let (mut all, mut right) = (0_u32, 0_u32);
     for scene in script::scenes(secret, stranger) {
-        writeln!(out, "{:<width$}{:<ANSWER$}upstream", scene.title, "answer", width = WHAT + 2)?;
+        writeln!(out, "{:<width$}{:<ANSWER$}service got", scene.title, "answer", width = WHAT + 2)?;
         for step in scene.steps {
             let answer = send_step(&target, &step).await?;
             let arrived: Vec<_> = std::iter::from_fn(|| received.try_recv().ok()).collect();
@@ -141,7 +141,7 @@ async fn play(
             let answered = format!("{} {}", seen.status, seen.outcome);
             writeln!(
                 out,
-                "  {:<WHAT$}{answered:<ANSWER$}{:<UPSTREAM$}{verdict}",
+                "  {:<WHAT$}{answered:<ANSWER$}{:<SERVICE$}{verdict}",
                 step.what,
                 seen.arrival.words()
             )?;
@@ -151,7 +151,7 @@ async fn play(
             } else {
                 let Expected { status, outcome, reaches } = step.expected;
                 let arrival = if reaches.is_some() { Arrival::Whole } else { Arrival::Nothing };
-                writeln!(out, "    expected: {status} {outcome}, upstream: {}", arrival.words())?;
+                writeln!(out, "    expected: {status} {outcome}, and the service gets {}", arrival.words())?;
             }
         }
         writeln!(out)?;
@@ -159,7 +159,8 @@ async fn play(
     if right == all {
         writeln!(
             out,
-            "All {all} right: what was signed and wanted came through once, byte for byte; nothing else did."
+            "All {all} right: what was signed and wanted came through once, byte for byte.\n\
+             Nothing else did."
         )?;
         Ok(Ended::Well)
     } else {
@@ -196,11 +197,11 @@ enum Arrival {
 impl Arrival {
     const fn words(self) -> &'static str {
         match self {
-            Self::Nothing => "got nothing",
-            Self::Whole => "got every byte",
-            Self::Altered => "got other bytes",
-            Self::Misnamed => "got another event",
-            Self::Repeated => "got it repeatedly",
+            Self::Nothing => "nothing",
+            Self::Whole => "every byte",
+            Self::Altered => "other bytes",
+            Self::Misnamed => "another event",
+            Self::Repeated => "it repeatedly",
         }
     }
 }
@@ -379,7 +380,18 @@ mod tests {
         let ended = run(&Args { keep: false }, &mut Out::new(&mut printed)).unwrap();
         let printed = String::from_utf8(printed).unwrap();
         assert_eq!(ended, Ended::Well, "{printed}");
-        assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+        assert!(printed.lines().all(|line| line.chars().count() <= 80), "{printed}");
         assert_eq!(printed.lines().filter(|line| line.ends_with(" ok")).count(), 21, "{printed}");
+        // The README shows it, with the ports of some other time.
+        let without_ports = |text: &str| {
+            text.trim()
+                .lines()
+                .map(|line| line.split("127.0.0.1:").next().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let readme = include_str!("../../README.md");
+        let (_, shown) = readme.split_once("<!-- demo:begin -->\n```text\n").unwrap();
+        let (shown, _) = shown.split_once("```\n<!-- demo:end -->").unwrap();
+        assert_eq!(without_ports(shown), without_ports(&printed));
     }
 }

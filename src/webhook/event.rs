@@ -1,7 +1,7 @@
 //! Pulumi's vocabulary of events in one table: groups, kinds, filters, what marks them, who sends them.
 //!
 //! Everything that knows an event by name reads it here: the configuration, the agreement of kind and payload,
-//! the filter name of a delivery, the samples of `send` and `demo`, and the README's table.
+//! the filter name of a delivery, the samples of `send` and `demo`, and the table of `docs/events.md`.
 //!
 //! Three words, often confused. A *filter* is what a webhook subscribes to (`environment_revision_created`); it
 //! is never sent. A *kind* is what the header carries (`environment_revision`). A *group* is a named set of
@@ -280,7 +280,7 @@ impl Event {
     }
 }
 
-/// In the words of the README's table.
+/// In the words of the table in `docs/events.md`.
 impl fmt::Display for Mark {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -295,7 +295,7 @@ impl fmt::Display for Mark {
     }
 }
 
-/// The rows of the README's events table, made from [`EVENTS`].
+/// The rows of the table in `docs/events.md`, made from [`EVENTS`].
 #[must_use]
 pub fn markdown_table() -> String {
     let mut table = String::from(

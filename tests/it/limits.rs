@@ -406,7 +406,7 @@ fn resident(hookgate: &Hookgate) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
-/// The bound that README and SECURITY state: the bodies that are held, so much for each connection, and the program.
+/// The bound that docs/operations.md and SECURITY.md state: the bodies that are held, so much for each connection, and the program.
 const FOR_A_CONNECTION: usize = 80 << 10;
 const FOR_A_TLS_CONNECTION: usize = 160 << 10;
 const FOR_THE_PROGRAM: usize = 32 << 20;

@@ -430,7 +430,7 @@ fn a_bad_new_file_leaves_the_old_settings_in_force() {
     assert_eq!(hookgate.metrics().value("hookgate_config_last_reload_success", &[]), Some(1.0));
 }
 
-/// The rotation as the README tells it: the old secret is safe to remove when its time stands still.
+/// The rotation as docs/operations.md tells it: the old secret is safe to remove when its time stands still.
 #[test]
 fn the_metric_says_which_secret_is_still_in_use() {
     let upstream = Upstream::always(Reply::ok());

@@ -50,7 +50,7 @@ const REPEATED: &str = "d0000000-0000-4000-8000-000000000001";
 pub(super) fn scenes(secret: &Secret, stranger: &Secret) -> Vec<Scene> {
     vec![
         Scene { title: "Signed deliveries of every ESC event", steps: genuine(secret) },
-        Scene { title: "Signed, but not for the upstream", steps: kept_back(secret) },
+        Scene { title: "Signed, but not for the service", steps: kept_back(secret) },
         Scene { title: "Forgeries", steps: forgeries(secret, stranger) },
     ]
 }
@@ -74,7 +74,7 @@ fn kept_back(secret: &Secret) -> Vec<Step> {
         step.expected = Expected { status: 200, outcome, reaches: None };
         Some(step)
     };
-    let again = not_forwarded("the revision_created from above once more", FORGED, "duplicate");
+    let again = not_forwarded("the revision_created above, again", FORGED, "duplicate");
     let again = again.map(|step| Step { id: Some(REPEATED), ..step });
     [
         not_forwarded("a ping", PING, "pong"),

@@ -164,11 +164,11 @@ fn samples_are_compact_json_with_exactly_the_members_of_their_kind() {
 }
 
 #[test]
-fn the_readmes_table_is_this_table() {
+fn the_table_of_events_is_this_table() {
     let table = markdown_table();
     assert_eq!(table.lines().count(), EVENTS.len() + 2);
     assert!(
-        include_str!("../../../README.md").contains(&table),
-        "the README's events table should be:\n{table}"
+        include_str!("../../../docs/events.md").contains(&table),
+        "the table of docs/events.md should be:\n{table}"
     );
 }
