@@ -28,8 +28,9 @@ use hookgate::{
         route::{Routes, Webhook},
         server::{Settings, serve_connection},
     },
+    net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::{Upstream, target::Target},
+    upstream::Upstream,
 };
 use hyper::header::HeaderMap;
 use tokio::{

@@ -60,12 +60,12 @@ use crate::{
         tls as server_tls,
         unreadable::Unreadable,
     },
+    net::tls::NoRoots,
     ops::{
         health::Readiness,
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
-    tls::NoRoots,
 };
 
 /// The service, bound and not yet running.

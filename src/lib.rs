@@ -21,9 +21,8 @@
 //! | [`ingress`] | the accept loop, the request path, refusals |
 //! | [`delivery`] | dispatch, attempt, duplicates, destinations, the queue and its worker |
 //! | [`upstream`] | the HTTP client |
-//! | [`deadline`] | a point in time that moves often |
+//! | [`net`] | where to, whom to trust, until when: targets, TLS, deadlines |
 //! | [`files`] | reading files within bounds of size and time |
-//! | [`tls`] | certificates, keys and authorities, for both sides |
 //! | [`ops`] | health, metrics, log |
 //! | [`config`] | the file becomes settings, or a report of its mistakes |
 //! | [`app`] | the service: built, bound, run, drained |
@@ -33,7 +32,7 @@
 //!
 //! 1. [`webhook`] imports nothing of ours. Inside it a file imports only files before it on the path.
 //! 2. `ingress::server`, [`upstream`] and [`delivery`]'s stores do I/O and do not import each other. What they share
-//!    is in [`tls`], [`deadline`] and [`files`], which import nothing of ours.
+//!    is in [`net`] and [`files`], which import nothing of ours.
 //! 3. `ingress::receive`, `delivery::dispatch` and `delivery::worker` join them.
 //! 4. Metrics and log are fed by those joints and unknown to [`webhook`].
 //! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
@@ -43,11 +42,10 @@
 pub mod app;
 pub mod cli;
 pub mod config;
-pub mod deadline;
 pub mod delivery;
 pub mod files;
 pub mod ingress;
+pub mod net;
 pub mod ops;
-pub mod tls;
 pub mod upstream;
 pub mod webhook;

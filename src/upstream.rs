@@ -11,8 +11,6 @@ mod answer;
 mod connect;
 mod connection;
 mod error;
-mod socket;
-pub mod target;
 
 use std::{
     fmt,
@@ -28,7 +26,8 @@ use connect::Connector;
 pub use connect::Tls;
 use connection::{Connection, Fault};
 pub use error::{Failure, SendError};
-use target::Target;
+
+use crate::net::target::Target;
 
 /// The most of an answer's body that is read, in bytes. The rest is not waited for.
 pub const MAX_ANSWER: usize = 64 << 10;

@@ -28,8 +28,9 @@ use hookgate::{
         route::{Routes, Webhook},
         server::{Settings, serve_connection},
     },
+    net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::{self, target::Target},
+    upstream,
     webhook::{
         filter::{Events, Filter, Globs, KindCheck},
         secret::Secret,

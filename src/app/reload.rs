@@ -41,9 +41,12 @@ use crate::{
         route::{self, Routes, Webhook},
         server, tls as server_tls,
     },
+    net::{
+        target,
+        tls::{Authorities, NoRoots},
+    },
     ops::{self, log, metrics::Metrics},
-    tls::{Authorities, NoRoots},
-    upstream::{Tls, Upstream, target},
+    upstream::{Tls, Upstream},
 };
 
 /// Where the configuration comes from, and what of it is in force until a restart.

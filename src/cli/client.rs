@@ -19,8 +19,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     files,
-    tls::{self, Authorities, NoRoots},
-    upstream::target::{Address, Target},
+    net::{
+        target::{Address, Target},
+        tls::{self, Authorities, NoRoots},
+    },
 };
 
 /// How much of an answer's body is kept.

@@ -43,8 +43,8 @@ use crate::{
     config::{self, Config},
     delivery::{dedupe, destination, queue},
     ingress::{listener::Address, route, server},
-    ops, tls,
-    upstream::target::Target,
+    net::{target::Target, tls},
+    ops,
     webhook::{
         filter::{Events, Filter, KindCheck},
         secret::Secret,

@@ -20,7 +20,7 @@ use super::{
     input::ConfigArgs,
     output::{Out, printable},
 };
-use crate::{config, files::Patience, upstream::target::Target};
+use crate::{config, files::Patience, net::target::Target};
 
 const EXAMPLES: &str = "\
 Examples:

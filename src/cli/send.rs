@@ -23,8 +23,10 @@ use super::{
 };
 use crate::{
     files,
-    tls::Authorities,
-    upstream::target::{Address, Target, TargetError},
+    net::{
+        target::{Address, Target, TargetError},
+        tls::Authorities,
+    },
     webhook::{
         event::{EVENTS, Event, Group, Kind},
         headers, signature,

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     delivery::{dedupe, worker},
     ingress::{TrustedProxies, listener::Address, server},
+    net::tls::Identity,
     ops::{self, log},
-    tls::Identity,
 };
 
 /// The certificate that senders see.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{files::Patience, ingress::listener, upstream::target};
+use crate::{files::Patience, ingress::listener, net::target};
 
 /// Where hookgate itself listens.
 #[derive(Debug, Default)]

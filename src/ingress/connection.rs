@@ -31,7 +31,7 @@ use super::{
     server::{Peer, Settings},
     unreadable::{Beginning, Unreadable},
 };
-use crate::deadline::Deadline;
+use crate::net::deadline::Deadline;
 
 /// What the requests of a connection and its socket tell each other.
 #[derive(Debug)]

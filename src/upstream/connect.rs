@@ -19,10 +19,12 @@ use tokio_rustls::TlsConnector;
 use super::{
     connection::Connection,
     error::{Failure, SendError, chain, place},
+};
+use crate::net::{
     socket::Below,
     target::{Address, Target},
+    tls::{self, Authorities, Identity},
 };
-use crate::tls::{self, Authorities, Identity};
 
 /// Whom to trust, and who hookgate is, for `https` upstreams.
 #[derive(Clone)]

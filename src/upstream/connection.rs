@@ -18,10 +18,8 @@ use super::{
     answer::{Framing, Head, MAX_HEAD, Malformed},
     connect::refusal,
     error::{Failure, chain},
-    socket::Socket,
-    target::Address,
 };
-use crate::{deadline::Deadline, tls};
+use crate::net::{deadline::Deadline, socket::Socket, target::Address, tls};
 
 /// A connection. Closed on drop.
 pub(super) struct Connection {

@@ -4,7 +4,7 @@ use std::{error::Error, fmt, net::SocketAddr};
 
 use hyper::StatusCode;
 
-use super::target::Address;
+use crate::net::target::Address;
 
 /// Why there is no usable answer. The text is for the log, not for the sender.
 #[derive(Debug, Clone)]
