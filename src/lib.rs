@@ -20,8 +20,8 @@
 //! | [`webhook`] | what Pulumi says, and what can be believed of it; pure |
 //! | [`ingress`] | the accept loop, the request path, refusals |
 //! | [`delivery`] | dispatch, attempt, duplicates, destinations, the queue and its worker |
-//! | [`upstream`] | the HTTP client |
-//! | [`net`] | where to, whom to trust, until when: targets, TLS, deadlines |
+//! | [`upstream`] | the HTTP client that hands deliveries on |
+//! | [`net`] | targets, connecting, TLS, deadlines, and a client for single requests |
 //! | [`files`] | reading files within bounds of size and time |
 //! | [`ops`] | health, metrics, log |
 //! | [`config`] | the file becomes settings, or a report of its mistakes |

@@ -125,6 +125,9 @@ fn what_does_io_does_not_import_each_other() {
                 imports(&code)
             );
         }
+        if is_in(&file, "net") {
+            assert_eq!(imports(&code).iter().filter(|module| *module != "net").count(), 0, "{file}");
+        }
         if ["ingress/server.rs", "ingress/framing.rs", "files.rs"].contains(&&*file) {
             assert_eq!(imports(&code), Vec::<String>::new(), "{file}");
             seen += 1;

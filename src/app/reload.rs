@@ -42,11 +42,12 @@ use crate::{
         server, tls as server_tls,
     },
     net::{
+        connect::Tls,
         target,
         tls::{Authorities, NoRoots},
     },
     ops::{self, log, metrics::Metrics},
-    upstream::{Tls, Upstream},
+    upstream::Upstream,
 };
 
 /// Where the configuration comes from, and what of it is in force until a restart.

@@ -68,8 +68,7 @@ pub struct Below {
 }
 
 impl Below {
-    /// Nothing was read off it before.
-    pub fn new(socket: TcpStream) -> Self {
+    pub(super) fn new(socket: TcpStream) -> Self {
         Self { socket, records: Records::default() }
     }
 }
