@@ -39,7 +39,6 @@ use crate::{
         receive::Gate,
         rejection::Outcome,
         route::{self, Routes, Webhook},
-        server, tls as server_tls,
     },
     net::{
         connect::Tls,
@@ -47,6 +46,7 @@ use crate::{
         tls::{Authorities, NoRoots},
     },
     ops::{self, log, metrics::Metrics},
+    server::{accept as server, tls as server_tls},
     upstream::Upstream,
 };
 

@@ -43,9 +43,10 @@ use crate::{
     app::{self, App},
     config::{self, Config},
     delivery::{dedupe, destination, queue},
-    ingress::{listener::Address, route, server},
+    ingress::route,
     net::{client::Answer, target::Target, tls},
     ops,
+    server::{accept as server, listener::Address},
     webhook::{
         filter::{Events, Filter, KindCheck},
         secret::Secret,
