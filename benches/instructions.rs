@@ -26,10 +26,11 @@ use hookgate::{
         receive::{Gate, Limits},
         rejection::Outcome,
         route::{Routes, Webhook},
-        server::{Settings, serve_connection},
     },
+    net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::{Upstream, target::Target},
+    server::accept::{Settings, serve_connection},
+    upstream::Upstream,
 };
 use hyper::header::HeaderMap;
 use tokio::{

@@ -51,21 +51,23 @@ use crate::{
     },
     ingress::{
         Budget,
-        crowd::Crowd,
-        listener::{Address, Listener},
         receive::{Gate, Limits},
         rejection::Outcome,
         route::Routes,
-        server::{self, Drain, Handler},
-        tls as server_tls,
-        unreadable::Unreadable,
     },
+    net::tls::NoRoots,
     ops::{
         health::Readiness,
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
-    tls::NoRoots,
+    server::{
+        accept::{self as server, Drain, Handler},
+        crowd::Crowd,
+        listener::{Address, Listener},
+        tls as server_tls,
+        unreadable::Unreadable,
+    },
 };
 
 /// The service, bound and not yet running.

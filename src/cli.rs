@@ -4,8 +4,8 @@
 //! wrong is one plain sentence on standard error that begins with `hookgate: `. It decides nothing about
 //! deliveries: what is right is said by [`crate::webhook`], and everything that serves by [`crate::app`].
 
+mod ask;
 mod check;
-mod client;
 mod deliveries;
 mod demo;
 mod healthcheck;

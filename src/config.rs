@@ -53,8 +53,8 @@ use self::{
 use crate::{
     delivery::{dedupe, queue::Recipient},
     files::{Patience, Why},
-    ingress::server,
     ops::{self, log},
+    server::accept as server,
     webhook::mangled,
 };
 

@@ -8,11 +8,8 @@
 //! `POST` is not repeated on a guess (RFC 9110, 9.2.2).
 
 mod answer;
-mod connect;
 mod connection;
 mod error;
-mod socket;
-pub mod target;
 
 use std::{
     fmt,
@@ -24,11 +21,13 @@ use bytes::Bytes;
 use hyper::{StatusCode, header::HeaderValue};
 use tokio::time::Instant;
 
-use connect::Connector;
-pub use connect::Tls;
 use connection::{Connection, Fault};
 pub use error::{Failure, SendError};
-use target::Target;
+
+use crate::net::{
+    connect::{Connector, Tls},
+    target::Target,
+};
 
 /// The most of an answer's body that is read, in bytes. The rest is not waited for.
 pub const MAX_ANSWER: usize = 64 << 10;
@@ -126,7 +125,12 @@ impl Upstream {
         let until = now + self.timeout;
         let mut connection = match self.take_idle(lane, now) {
             Some(connection) => connection,
-            None => self.connector.connect(until, self.timeout).await?,
+            None => {
+                let connected = self.connector.connect(until, self.timeout).await;
+                connected
+                    .map(Connection::new)
+                    .map_err(|error| SendError::unconnected(&self.target().address, error))?
+            }
         };
         match connection.exchange(request, until).await {
             Ok(answer) => Ok(self.done(lane, connection, answer, now)),

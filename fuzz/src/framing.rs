@@ -2,7 +2,7 @@
 //!
 //! Promise: how the bytes are cut does not change the verdict, and a verdict of ambiguity is for good.
 
-use hookgate::ingress::framing::Framing;
+use hookgate::server::framing::Framing;
 
 /// Judges one input.
 pub fn run(bytes: &[u8]) {

@@ -26,10 +26,11 @@ use hookgate::{
         receive::{Gate, Limits},
         rejection::Outcome,
         route::{Routes, Webhook},
-        server::{Settings, serve_connection},
     },
+    net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    upstream::{self, target::Target},
+    server::accept::{Settings, serve_connection},
+    upstream,
     webhook::{
         filter::{Events, Filter, Globs, KindCheck},
         secret::Secret,

@@ -3,7 +3,7 @@
 //! Promise: nothing panics; what is accepted has no credentials and no fragment, names a place to connect to, and is
 //! sent as a path.
 
-use hookgate::upstream::target::{Address, Target};
+use hookgate::net::target::{Address, Target};
 
 /// Judges one input.
 pub fn run(bytes: &[u8]) {

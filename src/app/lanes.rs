@@ -7,12 +7,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use super::{serve, threads};
-use crate::ingress::{
-    crowd::Crowd,
-    listener::Listener,
-    receive::Gate,
-    server::{self, Drain},
-    tls as server_tls,
+use crate::{
+    ingress::receive::Gate,
+    server::{
+        accept::{self as server, Drain},
+        crowd::Crowd,
+        listener::Listener,
+        tls as server_tls,
+    },
 };
 
 /// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its

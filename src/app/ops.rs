@@ -22,15 +22,15 @@ use tokio_util::sync::CancellationToken;
 use super::{queue::recipients, serve, threads};
 use crate::{
     delivery::{dispatch::Dispatch, worker},
-    ingress::{
-        Shared,
+    ingress::receive::Gate,
+    ops::health::{self, Readiness},
+    server::{
+        accept::{self as server, Drain, Handler, Peer},
+        connection::Shared,
         crowd::Crowd,
         listener::Listener,
-        receive::Gate,
-        server::{self, Drain, Handler, Peer},
         unreadable::Unreadable,
     },
-    ops::health::{self, Readiness},
 };
 
 /// The connections of the ops listener at a time.

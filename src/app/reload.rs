@@ -39,11 +39,15 @@ use crate::{
         receive::Gate,
         rejection::Outcome,
         route::{self, Routes, Webhook},
-        server, tls as server_tls,
+    },
+    net::{
+        connect::Tls,
+        target,
+        tls::{Authorities, NoRoots},
     },
     ops::{self, log, metrics::Metrics},
-    tls::{Authorities, NoRoots},
-    upstream::{Tls, Upstream, target},
+    server::{accept as server, tls as server_tls},
+    upstream::Upstream,
 };
 
 /// Where the configuration comes from, and what of it is in force until a restart.

@@ -23,8 +23,8 @@ use crate::{
         destination,
         queue::{Store, nats},
     },
-    ingress::listener::Address,
     ops::log,
+    server::listener::Address,
     webhook::{
         event::{EVENTS, Kind},
         filter::{Events, KindCheck},

@@ -33,8 +33,9 @@ use self::{
     upstream::Received,
 };
 use super::{
-    Ended, Failure, block_on, client,
-    client::Answer,
+    Ended, Failure,
+    ask::ask,
+    block_on,
     output::{Out, printable},
     send,
 };
@@ -42,9 +43,10 @@ use crate::{
     app::{self, App},
     config::{self, Config},
     delivery::{dedupe, destination, queue},
-    ingress::{listener::Address, route, server},
-    ops, tls,
-    upstream::target::Target,
+    ingress::route,
+    net::{client::Answer, target::Target, tls},
+    ops,
+    server::{accept as server, listener::Address},
     webhook::{
         filter::{Events, Filter, KindCheck},
         secret::Secret,
@@ -173,7 +175,7 @@ async fn send_step(target: &Target, step: &Step) -> Result<Answer, Failure> {
     let id = step.id.map_or_else(send::random_id, HeaderValue::from_static);
     let kind = HeaderValue::from_static(step.kind);
     let request = send::delivery(step.body.clone(), id, kind, step.signature.as_deref());
-    client::exchange(target, request, LIMIT, None).await.map_err(|error| Failure::Failed(error.to_string()))
+    ask(target, request, LIMIT, None).await.map_err(|error| Failure::Failed(error.to_string()))
 }
 
 /// What became of a step.
@@ -333,7 +335,7 @@ mod tests {
     use hyper::{StatusCode, Version};
 
     use super::*;
-    use crate::{cli::client::BodyEnd, webhook::event::PING};
+    use crate::{net::client::BodyEnd, webhook::event::PING};
 
     fn answer(status: u16, outcome: &'static str) -> Answer {
         let mut headers = HeaderMap::new();

@@ -16,11 +16,13 @@ use hyper::{Request, StatusCode, Uri};
 use tokio::time::Instant;
 
 use super::{
-    Ended, Failure, block_on, client,
+    Ended, Failure,
+    ask::ask,
+    block_on,
     input::ConfigArgs,
     output::{Out, printable},
 };
-use crate::{config, files::Patience, upstream::target::Target};
+use crate::{config, files::Patience, net::target::Target};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -60,7 +62,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     }
     let left = LIMIT.saturating_sub(started.elapsed());
     let answer = block_on(async {
-        let answer = client::exchange(&target, Request::new(Full::new(Bytes::new())), left, None).await;
+        let answer = ask(&target, Request::new(Full::new(Bytes::new())), left, None).await;
         answer.map_err(|error| Failure::Failed(format!("not ready: {error}")))
     })?;
     let said = printable(&answer.body, true);

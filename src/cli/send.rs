@@ -16,15 +16,19 @@ use hyper::{
 };
 
 use super::{
-    Ended, Failure, block_on,
-    client::{self, Answer, BodyEnd},
+    Ended, Failure,
+    ask::ask,
+    block_on,
     input::{self, Source},
     output::{Out, printable},
 };
 use crate::{
     files,
-    tls::Authorities,
-    upstream::target::{Address, Target, TargetError},
+    net::{
+        client::{Answer, BodyEnd},
+        target::{Address, Target, TargetError},
+        tls::Authorities,
+    },
     webhook::{
         event::{EVENTS, Event, Group, Kind},
         headers, signature,
@@ -114,7 +118,7 @@ pub(super) fn run(args: &Args, out: &mut Out<impl Write>) -> Result<Ended, Failu
     replace(request.headers_mut(), &args.headers);
     describe(args, &request, out)?;
     let answer = block_on(async {
-        let answer = client::exchange(&args.url.target, request, args.timeout, trust.as_ref()).await;
+        let answer = ask(&args.url.target, request, args.timeout, trust.as_ref()).await;
         answer.map_err(|error| Failure::Failed(error.to_string()))
     })?;
     show(&answer, out)?;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{origin::warn_of_mode, reader::Item, units::show_instant};
-use crate::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
+use crate::net::tls::{Authorities, Certificates, CertificatesError, Identity, IdentityError, Key, KeyError};
 use crate::webhook::mangled;
 
 /// The files of a certificate and its key.

@@ -20,7 +20,7 @@ use crate::{
         destination::{Format, Settings, is_reserved_header},
         queue::Policy,
     },
-    upstream::target::{Address, Target, TargetError},
+    net::target::{Address, Target, TargetError},
     webhook::{event::Scope, filter::Events},
 };
 

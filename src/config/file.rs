@@ -23,9 +23,10 @@ use super::{
 };
 use crate::{
     delivery::{dedupe, worker},
-    ingress::{TrustedProxies, listener::Address, server},
+    ingress::TrustedProxies,
+    net::tls::Identity,
     ops::{self, log},
-    tls::Identity,
+    server::{accept as server, listener::Address},
 };
 
 /// The certificate that senders see.

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{files::Patience, ingress::listener, upstream::target};
+use crate::{files::Patience, net::target, server::listener};
 
 /// Where hookgate itself listens.
 #[derive(Debug, Default)]

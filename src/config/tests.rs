@@ -24,7 +24,8 @@ use crate::{
         worker,
     },
     files::ReadError,
-    ingress::{TrustedProxies, listener},
+    ingress::TrustedProxies,
+    server::{accept as server, listener},
     webhook::{
         event::{EVENTS, Group, KINDS},
         filter::KindCheck,

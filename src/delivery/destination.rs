@@ -7,9 +7,12 @@ use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
 use super::queue::Policy;
 use crate::{
+    net::{
+        target::Target,
+        tls::{Authorities, Identity},
+    },
     ops::metrics::ForDestination,
-    tls::{Authorities, Identity},
-    upstream::{OutboundRequest, Upstream, target::Target},
+    upstream::{OutboundRequest, Upstream},
     webhook::{filter::Events, headers, payload::Delivery},
 };
 

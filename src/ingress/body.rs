@@ -10,10 +10,8 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
-use super::{
-    connection::{GivenUp, Shared},
-    rejection::{Refusal, Rejection},
-};
+use super::rejection::{Refusal, Rejection};
+use crate::server::connection::{GivenUp, Shared};
 
 /// The bytes of bodies that may be held at a time, over all requests.
 ///

@@ -23,15 +23,13 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{
-    Shared, TrustedProxies,
+    TrustedProxies,
     body::{self, Budget, Held},
     head::{Header, Headers},
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
-    server::{Handler, Peer},
     trace::Trace,
     trail::{Trail, saw, saw_tag},
-    unreadable::Unreadable,
 };
 use crate::{
     delivery::{
@@ -42,6 +40,11 @@ use crate::{
     ops::{
         log::{Limiter, STRANGERS},
         metrics::{ForWebhook, Metrics},
+    },
+    server::{
+        accept::{Handler, Peer},
+        connection::Shared,
+        unreadable::Unreadable,
     },
     upstream::Failure,
     webhook::{

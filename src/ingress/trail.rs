@@ -9,7 +9,6 @@ use hyper::{StatusCode, http::request::Parts};
 use tracing::{Level, enabled, info, warn};
 
 use super::{
-    Shared,
     head::Headers,
     receive::Gate,
     rejection::{Answer, Outcome, Reason, Rejection},
@@ -18,6 +17,7 @@ use super::{
 };
 use crate::{
     ops::log::{STRANGERS, milliseconds, shown},
+    server::connection::Shared,
     webhook::{
         headers::{DeliveryId, EventKind},
         payload::Tag,

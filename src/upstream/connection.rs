@@ -16,12 +16,9 @@ use tokio::{io::AsyncReadExt, time::Instant};
 use super::{
     MAX_ANSWER, OutboundRequest, Reply,
     answer::{Framing, Head, MAX_HEAD, Malformed},
-    connect::refusal,
-    error::{Failure, chain},
-    socket::Socket,
-    target::Address,
+    error::{Failure, refusal},
 };
-use crate::{deadline::Deadline, tls};
+use crate::net::{connect::Connected, deadline::Deadline, socket::Socket, target::Address, tls};
 
 /// A connection. Closed on drop.
 pub(super) struct Connection {
@@ -77,10 +74,10 @@ impl Fault {
         match self {
             // In TLS 1.3 the client's side is done before the upstream has looked at the client's certificate.
             Self::Io(error) if !connection.answered && tls::is_refusal(error) => {
-                (Failure::Unreachable, refusal(error))
+                (Failure::Unreachable, refusal(&tls::in_words(error)))
             }
             Self::Io(error) => {
-                let why = tls::explain(error).unwrap_or_else(|| chain(error));
+                let why = tls::in_words(error);
                 (Failure::BadAnswer, format!("{}: {why}", connection.broken(address)))
             }
             Self::Closed => (Failure::BadAnswer, connection.broken(address)),
@@ -116,10 +113,10 @@ const ROOM: usize = 1 << 10;
 const ROOM_FOR_BODY: usize = 16 << 10;
 
 impl Connection {
-    /// A connection over this socket, to this address if it has one.
-    pub(super) fn new(socket: impl Socket + 'static, peer: Option<SocketAddr>) -> Self {
+    /// A connection that was just opened.
+    pub(super) fn new((socket, peer): Connected) -> Self {
         Self {
-            socket: Box::new(socket),
+            socket,
             came: BytesMut::new(),
             answered: false,
             kept: false,

@@ -4,7 +4,10 @@ use std::{error::Error, fmt, net::SocketAddr};
 
 use hyper::StatusCode;
 
-use super::target::Address;
+use crate::net::{
+    connect::{ConnectError, NotDone},
+    target::Address,
+};
 
 /// Why there is no usable answer. The text is for the log, not for the sender.
 #[derive(Debug, Clone)]
@@ -59,11 +62,26 @@ impl SendError {
         Self { kind, destination: None, place, why: why.into() }
     }
 
+    /// There is no connection to this address.
+    pub(super) fn unconnected(address: &Address, error: ConnectError) -> Self {
+        let place = place(address, error.peer);
+        match error.what {
+            NotDone::Connection => Self::new(Failure::Unreachable, place, error.why),
+            NotDone::Tls => Self::new(Failure::Unreachable, place, refusal(&error.why)),
+            NotDone::InTime => Self::new(Failure::Timeout, place, error.why),
+        }
+    }
+
     /// Says which destination it was.
     #[must_use]
     pub fn of(self, destination: &str) -> Self {
         Self { destination: Some(destination.to_owned()), ..self }
     }
+}
+
+/// What TLS refused, in words.
+pub(super) fn refusal(why: &str) -> String {
+    format!("the TLS handshake failed: {why}")
 }
 
 impl fmt::Display for SendError {
@@ -92,18 +110,6 @@ pub(super) fn place(address: &Address, peer: Option<SocketAddr>) -> String {
         }
         _ => address.to_string(),
     }
-}
-
-/// An error and what caused it, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text += ": ";
-        text += &cause.to_string();
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::tls::{self, Authorities};
+use crate::net::tls::{self, Authorities};
 
 fn request() -> OutboundRequest {
     OutboundRequest { head: b"POST / HTTP/1.1\r\nhost: x\r\n\r\n".into(), body: Bytes::new() }

@@ -12,8 +12,8 @@ use crate::{
         show_instant, show_size,
     },
     delivery::{destination, queue::Store},
-    ingress::listener::Address,
     ops::log,
+    server::listener::Address,
     webhook::{
         event::Kind,
         filter::{Events, KindCheck},

@@ -71,7 +71,7 @@ pub(super) fn options(
         let pem = files::read(path, MAX_FILE, files::PATIENCE)
             .map_err(|error| StartError::Authorities(io::Error::other(error)))?
             .bytes;
-        if let Err(error) = crate::tls::Authorities::parse(&pem) {
+        if let Err(error) = crate::net::tls::Authorities::parse(&pem) {
             return Err(StartError::Authorities(io::Error::other(error)));
         }
         options = options.add_root_certificates(path.clone()).require_tls(true);

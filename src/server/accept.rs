@@ -33,11 +33,11 @@ use super::listener::end_handshakes;
 use super::{
     connection::{Guarded, Shared},
     crowd::{Crowd, Place},
-    forwarded::TrustedProxies,
     listener::{Address, Listener, is_the_connections_own},
     tls::{Tls, explain_sender},
     unreadable::Unreadable,
 };
+use crate::ingress::TrustedProxies;
 
 /// `[server]`: listener and limits. The defaults are those of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]

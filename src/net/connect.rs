@@ -1,7 +1,9 @@
-//! Opens connections to an upstream: name, TCP or unix socket, TLS.
+//! Opens connections to one target: name, TCP or unix socket, TLS.
+//!
+//! One that does not come about says why in words for the operator; what follows from it is the caller's.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, SocketAddr, ToSocketAddrs},
     sync::Arc,
     time::Duration,
@@ -17,19 +19,17 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::{
-    connection::Connection,
-    error::{Failure, SendError, chain, place},
-    socket::Below,
+    socket::{Below, Socket},
     target::{Address, Target},
+    tls::{self, Authorities, Identity},
 };
-use crate::tls::{self, Authorities, Identity};
 
-/// Whom to trust, and who hookgate is, for `https` upstreams.
+/// Whom to trust, and who hookgate is, for `https` targets.
 #[derive(Clone)]
 pub struct Tls(TlsConnector);
 
 impl Tls {
-    /// Trusts these authorities, and presents this identity where the upstream asks for one.
+    /// Trusts these authorities, and presents this identity where the other side asks for one.
     ///
     /// # Errors
     ///
@@ -39,69 +39,98 @@ impl Tls {
     }
 }
 
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls(..)")
     }
 }
 
+/// An open connection: what it goes over, and the address it goes to if it has one.
+pub type Connected = (Box<dyn Socket>, Option<SocketAddr>);
+
+/// Why there is no connection.
+#[derive(Debug, Clone)]
+pub struct ConnectError {
+    /// What was not done.
+    pub what: NotDone,
+    /// The address that was reached, where it is known.
+    pub peer: Option<SocketAddr>,
+    /// Why, in words for the operator.
+    pub why: String,
+}
+
+/// What opening a connection came to grief on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotDone {
+    /// The name does not resolve, or nobody listens.
+    Connection,
+    /// The TLS handshake failed.
+    Tls,
+    /// The time was over.
+    InTime,
+}
+
+/// Opens connections to one target.
 #[derive(Debug)]
-pub(super) struct Connector {
+pub struct Connector {
     target: Target,
     tls: Option<Tls>,
     names: Names,
 }
 
 impl Connector {
-    pub(super) fn new(target: Target, tls: Option<Tls>) -> Self {
+    /// For this target; `tls` is for `https`.
+    #[must_use]
+    pub fn new(target: Target, tls: Option<Tls>) -> Self {
         Self { target, tls, names: Names::default() }
     }
 
-    pub(super) const fn target(&self) -> &Target {
+    /// Where its connections go.
+    #[must_use]
+    pub const fn target(&self) -> &Target {
         &self.target
     }
 
-    /// Opens a connection, until the deadline, which is `limit` after the start of the send.
-    pub(super) async fn connect(&self, deadline: Instant, limit: Duration) -> Result<Connection, SendError> {
-        let address = &self.target.address;
+    /// Opens a connection, until the deadline, which is `limit` after the start of what it is for.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError`].
+    pub async fn connect(&self, deadline: Instant, limit: Duration) -> Result<Connected, ConnectError> {
         let mut way = Way::default();
-        match timeout_at(deadline, self.open(deadline, &mut way)).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(why)) => Err(SendError::new(Failure::Unreachable, place(address, way.peer), why)),
-            Err(_elapsed) => {
-                Err(SendError::new(Failure::Timeout, place(address, way.peer), way.took_longer_than(limit)))
-            }
-        }
+        let (what, why) = match timeout_at(deadline, self.open(deadline, &mut way)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err((what, why))) => (what, why),
+            Err(_elapsed) => (NotDone::InTime, way.took_longer_than(limit)),
+        };
+        Err(ConnectError { what, peer: way.peer, why })
     }
 
-    async fn open(&self, deadline: Instant, way: &mut Way) -> Result<Connection, String> {
+    async fn open(&self, deadline: Instant, way: &mut Way) -> Result<Connected, (NotDone, String)> {
+        let refused = |why| (NotDone::Connection, why);
         match &self.target.address {
             Address::Unix(path) => {
-                let socket = UnixStream::connect(path).await.map_err(|error| error.to_string())?;
-                Ok(Connection::new(socket, None))
+                let socket = UnixStream::connect(path).await.map_err(|error| refused(error.to_string()))?;
+                Ok((Box::new(socket), None))
             }
             Address::Tcp { host, port, tls } => {
-                let (socket, peer) = tcp(&self.names, host, *port, deadline, way).await?;
+                let (socket, peer) = tcp(&self.names, host, *port, deadline, way).await.map_err(refused)?;
                 way.peer = Some(peer);
                 match &self.tls {
                     Some(Tls(connector)) if *tls => {
                         let name = ServerName::try_from(host.clone())
-                            .or(Err("its name cannot be that of a certificate"))?;
+                            .map_err(|_invalid| refused("its name cannot be that of a certificate".into()))?;
                         way.step = "the TLS handshake was not done";
                         let socket = connector.connect(name, Below::new(socket)).await;
-                        Ok(Connection::new(socket.map_err(|error| refusal(&error))?, Some(peer)))
+                        let socket = socket.map_err(|error| (NotDone::Tls, tls::in_words(&error)))?;
+                        Ok((Box::new(socket), Some(peer)))
                     }
-                    None if *tls => Err("TLS is not set up".into()),
-                    _ => Ok(Connection::new(socket, Some(peer))),
+                    None if *tls => Err(refused("TLS is not set up".into())),
+                    _ => Ok((Box::new(socket), Some(peer))),
                 }
             }
         }
     }
-}
-
-/// A TLS handshake that failed, in words.
-pub(super) fn refusal(error: &io::Error) -> String {
-    format!("the TLS handshake failed: {}", tls::explain(error).unwrap_or_else(|| chain(error)))
 }
 
 /// How far a connection has come, for the log.

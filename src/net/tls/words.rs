@@ -40,6 +40,21 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
     )
 }
 
+/// What TLS says about a connection to a server that failed, or else what the error and what caused it say, in one line.
+#[must_use]
+pub fn in_words(error: &(dyn Error + 'static)) -> String {
+    explain(error).unwrap_or_else(|| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text += ": ";
+            text += &cause.to_string();
+            source = cause.source();
+        }
+        text
+    })
+}
+
 /// What TLS says about a sender's connection that failed.
 #[must_use]
 pub fn explain_sender(error: &(dyn Error + 'static)) -> String {

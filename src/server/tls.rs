@@ -6,8 +6,8 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio_rustls::TlsAcceptor;
 
-pub(super) use crate::tls::explain_sender;
-use crate::tls::{ALPN, Identity, provider};
+pub(super) use crate::net::tls::explain_sender;
+use crate::net::tls::{ALPN, Identity, provider};
 
 /// What a listener speaks TLS with. Clones share one certificate.
 #[derive(Debug, Clone)]

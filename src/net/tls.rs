@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use zeroize::Zeroizing;
 
 use verifier::Verifier;
-pub use words::{explain, explain_sender, is_refusal};
+pub use words::{explain, explain_sender, in_words, is_refusal};
 
 /// The protocol that is spoken over TLS, on either side.
 pub const ALPN: &[u8] = b"http/1.1";

@@ -1,44 +1,48 @@
-//! A plain HTTP client for `send`, `healthcheck` and `demo`: one connection, one request, one deadline.
+//! One request on a connection of its own: any method, over http, https or a unix socket.
 //!
-//! It is not the client that forwards deliveries (that is [`crate::upstream`]): it keeps no connections and shows
-//! every answer as it came, a redirect too.
+//! Everything has one deadline, and of the answer's body only so much is kept. It keeps no connections, follows no redirects
+//! and shows every answer as it came. It is not the client that forwards deliveries: that one is made for their rate.
 
-use std::{io, pin::pin, time::Duration};
+use std::{pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::{HeaderMap, Request, StatusCode, Version, body::Incoming, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
-    time::{Instant, timeout_at},
-};
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio::time::{Instant, timeout_at};
 
-use crate::{
-    files,
-    tls::{self, Authorities, NoRoots},
-    upstream::target::{Address, Target},
+use super::{
+    connect::{ConnectError, Connector, NotDone, Tls},
+    target::{Address, Target},
 };
 
-/// How much of an answer's body is kept.
-const MAX_BODY: usize = 64 << 10;
+/// What an exchange may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From the start to the end of the answer.
+    pub time: Duration,
+    /// How much of an answer's body is kept, in bytes.
+    pub answer: usize,
+}
 
 /// What came back.
 #[derive(Debug)]
-pub(super) struct Answer {
-    pub(super) version: Version,
-    pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
-    pub(super) body: Vec<u8>,
-    pub(super) end: BodyEnd,
+pub struct Answer {
+    /// The protocol's version.
+    pub version: Version,
+    /// The status, a redirect too.
+    pub status: StatusCode,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// The body, as much of it as was kept.
+    pub body: Vec<u8>,
+    /// How the body ended.
+    pub end: BodyEnd,
 }
 
 /// How the body of an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum BodyEnd {
+pub enum BodyEnd {
     /// It is all there.
     Complete,
     /// There was more than is kept.
@@ -49,36 +53,71 @@ pub(super) enum BodyEnd {
 
 /// Why there is no answer. Reads on after "hookgate: ".
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
-    #[error("cannot connect to {to}: {source}")]
-    Connect { to: String, source: io::Error },
+pub enum ClientError {
+    /// There is no connection.
+    #[error("cannot connect to {to}: {why}")]
+    Connect {
+        /// Host and port, or the socket.
+        to: String,
+        /// Why.
+        why: String,
+    },
+    /// The connection ended before a status, or what came is not HTTP.
     #[error("{to} gave no usable answer: {source}{hint}")]
-    NoAnswer { to: String, source: hyper::Error, hint: &'static str },
+    NoAnswer {
+        /// Host and port, or the socket.
+        to: String,
+        /// What was wrong with it.
+        source: hyper::Error,
+        /// What it may be.
+        hint: &'static str,
+    },
+    /// No status came in time.
     #[error("{to} did not answer within {limit:?}")]
-    Timeout { to: String, limit: Duration },
+    Timeout {
+        /// Host and port, or the socket.
+        to: String,
+        /// The time it had.
+        limit: Duration,
+    },
+    /// The TLS handshake failed.
     #[error("the TLS handshake with {to} failed: {reason}")]
-    Tls { to: String, reason: String },
+    Tls {
+        /// Host and port, or the socket.
+        to: String,
+        /// Why.
+        reason: String,
+    },
 }
 
-/// Sends one request and takes the answer. For https, `trust` stands in for the platform's authorities.
+/// Sends one request and takes the answer. The target says where to and what for; `tls` is for https.
 ///
 /// # Errors
 ///
 /// [`ClientError`], until a status line came. From then on there is an answer, however it ends.
-pub(super) async fn exchange(
+pub async fn exchange(
     target: &Target,
+    tls: Option<Tls>,
     mut request: Request<Full<Bytes>>,
-    limit: Duration,
-    trust: Option<&Authorities>,
+    limits: Limits,
 ) -> Result<Answer, ClientError> {
-    let deadline = Instant::now() + limit;
-    let late = || ClientError::Timeout { to: place(&target.address), limit };
+    let deadline = Instant::now() + limits.time;
+    let late = || ClientError::Timeout { to: place(&target.address), limit: limits.time };
     *request.uri_mut() = target.request.clone();
     if !request.headers().contains_key(HOST) {
         request.headers_mut().insert(HOST, target.host.clone());
     }
 
-    let stream = timeout_at(deadline, connect(&target.address, trust)).await.map_err(|_elapsed| late())??;
+    let connector = Connector::new(target.clone(), tls);
+    let (socket, _peer) = connector.connect(deadline, limits.time).await.map_err(|error| {
+        let to = place(&target.address);
+        match error {
+            ConnectError { what: NotDone::Connection, why, .. } => ClientError::Connect { to, why },
+            ConnectError { what: NotDone::Tls, why, .. } => ClientError::Tls { to, reason: why },
+            ConnectError { what: NotDone::InTime, .. } => late(),
+        }
+    })?;
+
     let no_answer = |source| ClientError::NoAnswer {
         to: place(&target.address),
         source,
@@ -89,7 +128,7 @@ pub(super) async fn exchange(
     };
     let (mut sender, connection) = http1::Builder::new()
         .title_case_headers(true)
-        .handshake::<_, Full<Bytes>>(TokioIo::new(stream))
+        .handshake::<_, Full<Bytes>>(TokioIo::new(socket))
         .await
         .map_err(no_answer)?;
 
@@ -99,7 +138,7 @@ pub(super) async fn exchange(
     let mut exchange = pin!(async {
         let response = timeout_at(deadline, sender.send_request(request)).await.map_err(|_elapsed| late())?;
         let (head, body) = response.map_err(no_answer)?.into_parts();
-        let (body, end) = read(body, deadline).await;
+        let (body, end) = read(body, limits.answer, deadline).await;
         Ok(Answer { version: head.version, status: head.status, headers: head.headers, body, end })
     });
     loop {
@@ -111,7 +150,7 @@ pub(super) async fn exchange(
     }
 }
 
-async fn read(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) {
+async fn read(mut body: Incoming, most: usize, deadline: Instant) -> (Vec<u8>, BodyEnd) {
     let mut kept = Vec::new();
     loop {
         let frame = match timeout_at(deadline, body.frame()).await {
@@ -120,46 +159,12 @@ async fn read(mut body: Incoming, deadline: Instant) -> (Vec<u8>, BodyEnd) {
             Ok(Some(Err(_))) | Err(_) => return (kept, BodyEnd::BrokenOff),
         };
         let Ok(bytes) = frame.into_data() else { continue };
-        let room = MAX_BODY - kept.len();
+        let room = most.saturating_sub(kept.len());
         kept.extend(bytes.iter().take(room));
         if bytes.len() > room {
             return (kept, BodyEnd::Capped);
         }
     }
-}
-
-async fn connect(address: &Address, trust: Option<&Authorities>) -> Result<Box<dyn Stream>, ClientError> {
-    let refused = |source| ClientError::Connect { to: place(address), source };
-    match address {
-        Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(refused)?)),
-        Address::Tcp { host, port, tls } => {
-            let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(refused)?;
-            if !*tls {
-                return Ok(Box::new(stream));
-            }
-            let secured = secure(host, stream, trust).await;
-            Ok(Box::new(secured.map_err(|reason| ClientError::Tls { to: place(address), reason })?))
-        }
-    }
-}
-
-/// TLS that trusts these authorities, or without them the platform's.
-async fn secure(
-    host: &str,
-    stream: TcpStream,
-    trust: Option<&Authorities>,
-) -> Result<TlsStream<TcpStream>, String> {
-    let config = match trust {
-        Some(trust) => tls::client(trust, None),
-        None => {
-            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
-            tls::client(&roots.map_err(|error| error.to_string())?, None)
-        }
-    };
-    let config = config.map_err(|error| error.to_string())?;
-    let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
-    let secured = TlsConnector::from(config).connect(name, stream).await;
-    secured.map_err(|error| tls::explain(&error).unwrap_or_else(|| error.to_string()))
 }
 
 /// An address for people.
@@ -171,10 +176,6 @@ fn place(address: &Address) -> String {
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
-
 #[cfg(test)]
 mod tests {
     use std::{
@@ -184,6 +185,12 @@ mod tests {
     };
 
     use super::*;
+
+    const MAX_BODY: usize = 64 << 10;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work)
+    }
 
     /// Asks a server that answers with these bytes, then closes; without any it stays silent.
     fn ask(answer: &[u8], limit: Duration) -> Result<Answer, ClientError> {
@@ -206,7 +213,8 @@ mod tests {
             String::from_utf8(asked).unwrap()
         });
         let request = Request::new(Full::new(Bytes::new()));
-        let answered = crate::app::runtime().unwrap().block_on(exchange(&target, request, limit, None));
+        let limits = Limits { time: limit, answer: MAX_BODY };
+        let answered = run(exchange(&target, None, request, limits));
         let asked = server.join().unwrap();
         assert!(asked.starts_with("GET /x HTTP/1.1\r\n"), "{asked}");
         assert!(asked.contains("Host: 127.0.0.1:"), "{asked}");
@@ -225,6 +233,39 @@ mod tests {
         assert_eq!(answer.headers.get("location").unwrap(), "/y");
         let answer = ask(b"HTTP/1.0 200 OK\r\n\r\nuntil the end", LONG).unwrap();
         assert_eq!((answer.version, answer.body.as_slice()), (Version::HTTP_10, &b"until the end"[..]));
+    }
+
+    #[test]
+    fn any_method_is_sent_to_a_unix_socket_too() {
+        let folder = std::env::temp_dir().join(format!("hookgate-client-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(folder.join("socket")).unwrap();
+        let target =
+            Target::parse(&format!("unix:{}:/hooks/1?x=y", folder.join("socket").display())).unwrap();
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = Vec::new();
+            while !asked.ends_with(b"\r\n\r\n{}") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                asked.extend(byte);
+            }
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+            String::from_utf8(asked).unwrap()
+        });
+        let request = Request::patch("/")
+            .header("authorization", "token x")
+            .body(Full::new(Bytes::from_static(b"{}")))
+            .unwrap();
+        let answer = run(exchange(&target, None, request, Limits { time: LONG, answer: 1 })).unwrap();
+        assert_eq!((answer.status.as_u16(), answer.end), (204, BodyEnd::Complete));
+        let asked = server.join().unwrap();
+        assert!(asked.starts_with("PATCH /hooks/1?x=y HTTP/1.1\r\n"), "{asked}");
+        assert!(
+            asked.contains("Authorization: token x\r\n") && asked.contains("Host: localhost\r\n"),
+            "{asked}"
+        );
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]

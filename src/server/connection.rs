@@ -26,12 +26,12 @@ use tokio::{
 };
 
 use super::{
+    accept::{Peer, Settings},
     crowd::Place,
     framing::Framing,
-    server::{Peer, Settings},
     unreadable::{Beginning, Unreadable},
 };
-use crate::deadline::Deadline;
+use crate::net::deadline::Deadline;
 
 /// What the requests of a connection and its socket tell each other.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl Shared {
     }
 
     /// Who sends.
-    pub(super) const fn peer(&self) -> Peer {
+    pub const fn peer(&self) -> Peer {
         self.peer
     }
 
@@ -135,7 +135,7 @@ impl Shared {
     }
 
     /// Not all of the request's body was read, so the connection ends with its answer.
-    pub(super) fn leave_unread(&self) {
+    pub fn leave_unread(&self) {
         self.unread.store(true, Relaxed);
     }
 
@@ -145,7 +145,7 @@ impl Shared {
     /// # Errors
     ///
     /// [`GivenUp`].
-    pub(super) async fn until<F: Future>(&self, until: Instant, wait: F) -> Result<F::Output, GivenUp> {
+    pub async fn until<F: Future>(&self, until: Instant, wait: F) -> Result<F::Output, GivenUp> {
         let mut wait = pin!(wait);
         let mut waits = false;
         poll_fn(|cx| {
@@ -167,7 +167,7 @@ impl Shared {
     }
 
     /// So many bytes of the body that is waited for have come.
-    pub(super) fn came(&self, bytes: usize) {
+    pub fn came(&self, bytes: usize) {
         self.place.progresses(u64::try_from(bytes).unwrap_or(u64::MAX));
     }
 
@@ -182,7 +182,7 @@ impl Shared {
     }
 
     /// Whether the body of the request that is being served has come, and not a byte behind it.
-    pub(super) fn has_nothing_behind(&self) -> bool {
+    pub fn has_nothing_behind(&self) -> bool {
         self.whole.load(Relaxed) == self.requests.load(Relaxed)
     }
 
@@ -230,7 +230,7 @@ impl Shared {
 
 /// Why the peer is waited for no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum GivenUp {
+pub enum GivenUp {
     /// Its time is over.
     TooLate,
     /// Its connection gave its place to another one.

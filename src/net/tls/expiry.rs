@@ -47,7 +47,7 @@ mod tests {
     use rcgen::{CertificateParams, KeyPair, date_time_ymd};
 
     use super::*;
-    use crate::tls::{Authorities, Certificates};
+    use crate::net::tls::{Authorities, Certificates};
 
     /// A certificate that ends on a day.
     fn ends(year: i32, month: u8, day: u8) -> rcgen::Certificate {

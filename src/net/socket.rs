@@ -20,7 +20,7 @@ use tokio::{
 use tokio_rustls::client::TlsStream;
 
 /// What a connection goes over.
-pub(super) trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
+pub trait Socket: AsyncRead + AsyncWrite + Unpin + Send {
     /// Whether the other side has neither closed the connection nor said anything that could be taken for an answer.
     fn is_quiet(&mut self) -> bool;
 }
@@ -62,7 +62,7 @@ impl Socket for TlsStream<Below> {
 
 /// The TCP connection below TLS. It keeps count of the records that were read off it.
 #[derive(Debug)]
-pub(super) struct Below {
+pub struct Below {
     socket: TcpStream,
     records: Records,
 }
