@@ -22,7 +22,7 @@ fn path(criterion: &mut Criterion) {
     for (name, size) in SIZES {
         let sample = Sample::new(size);
         let signature = Signature::parse(sample.signature.as_bytes()).unwrap();
-        let verified = verifier.verify(sample.body.clone(), &signature, UNIX_EPOCH).unwrap();
+        let verified = verifier.verify(sample.body.clone(), &signature, UNIX_EPOCH).unwrap().body;
         let (id, kind) =
             (DeliveryId::parse(b"a").unwrap(), EventKind::parse(sample.kind.as_bytes()).unwrap());
         let delivery = Delivery::identify(&verified, id, kind).unwrap();

@@ -31,7 +31,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::{MediaType, Parcel},
+    parcel::{Facts, MediaType, Parcel, VerifiedBody},
     queue::{Attempt, Delivery, Enqueued, Policy, Queue, Recipient, Retention, sqlite::Sqlite},
 };
 use hyper::header::HeaderValue;
@@ -231,7 +231,7 @@ fn delivery() -> Delivery {
     Delivery {
         webhook: "esc".into(),
         parcel: Parcel {
-            body: bytes(BODY),
+            body: VerifiedBody::stored(bytes(BODY)),
             content_type: MediaType::Json,
             id,
             kind: HeaderValue::from_static("environment_revision"),
@@ -241,9 +241,11 @@ fn delivery() -> Delivery {
             event: HeaderValue::from_static("environment_revision_created"),
             kind_verified: true,
             traceparent: HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),
+            received: SystemTime::now(),
         },
         environment: Some("website/prod".into()),
         revision: Some(7),
+        facts: Facts::default(),
         destinations: vec![("app".into(), Policy::default())],
     }
 }

@@ -45,7 +45,7 @@ use std::{
 use async_nats::jetstream;
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::{MediaType, Parcel},
+    parcel::{Facts, MediaType, Parcel, VerifiedBody},
     queue::{
         Delivery, Enqueued, Health, Policy, Queue, Retention,
         nats::{Nats, Settings},
@@ -356,7 +356,7 @@ fn delivery(signature: &str) -> Delivery {
     Delivery {
         webhook: "bench".into(),
         parcel: Parcel {
-            body: body(BODY).into(),
+            body: VerifiedBody::stored(body(BODY).into()),
             content_type: MediaType::Json,
             id: value(&id()),
             kind: value(event().sample_kind()),
@@ -364,9 +364,11 @@ fn delivery(signature: &str) -> Delivery {
             event: value("environment_revision_created"),
             kind_verified: true,
             traceparent: value("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"),
+            received: std::time::SystemTime::now(),
         },
         environment: Some("website/prod".into()),
         revision: Some(7),
+        facts: Facts::default(),
         destinations: vec![("app".into(), Policy::default())],
     }
 }

@@ -56,7 +56,7 @@ impl Sample {
 /// Verify, identify, filter. Whether it is to be forwarded.
 pub(crate) fn head_to_toe(verifier: &Verifier, filter: &Filter, sample: &Sample) -> bool {
     let signature = Signature::parse(sample.signature.as_bytes()).unwrap();
-    let verified = verifier.verify(sample.body.clone(), &signature, UNIX_EPOCH).unwrap();
+    let verified = verifier.verify(sample.body.clone(), &signature, UNIX_EPOCH).unwrap().body;
     let id = DeliveryId::parse(b"8d001000-1c0e-4d6b-8f5e-0e2f4c1f9a11").unwrap();
     let kind = EventKind::parse(sample.kind.as_bytes()).unwrap();
     let delivery = Delivery::identify(&verified, id, kind).unwrap();

@@ -17,5 +17,6 @@ pub mod circuit;
 pub mod dedupe;
 pub mod destination;
 pub mod dispatch;
+pub mod parcel;
 pub mod queue;
 pub mod worker;

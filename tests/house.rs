@@ -160,3 +160,55 @@ fn only_cli_and_main_print() {
         }
     }
 }
+
+/// A file's code without its inline tests, or nothing for a file of tests.
+fn shipped<'c>(file: &str, code: &'c str) -> &'c str {
+    let is_tests = file.ends_with("/tests.rs") || file.contains("/tests/");
+    if is_tests { "" } else { code.split("#[cfg(test)]").next().unwrap_or_default() }
+}
+
+/// The one way around the signature is for the readers of stores: what they read was verified before it was kept.
+#[test]
+fn only_stores_take_a_body_for_verified() {
+    let mut users = BTreeSet::new();
+    for (file, code) in house() {
+        let code = shipped(&file, &code);
+        // By another name it could be called unseen.
+        let forms =
+            ["VerifiedBody::stored", "VerifiedBody as ", "= VerifiedBody;", "fn stored(bytes: Bytes)"];
+        if forms.iter().any(|form| code.contains(form)) {
+            users.insert(file);
+        }
+    }
+    let known = ["delivery/queue/nats/wire.rs", "delivery/queue/sqlite/rows.rs", "webhook/signature.rs"];
+    assert_eq!(users, known.map(str::to_owned).into());
+}
+
+/// What is handed on is a leaf: through it, stores would reach whatever it imports.
+#[test]
+fn stores_know_of_delivery_only_what_is_handed_on() {
+    let mut seen = 0;
+    for (file, code) in house() {
+        let code = shipped(&file, &code);
+        if file == "delivery/parcel.rs" {
+            assert!(
+                imports(code).iter().all(|module| module == "webhook"),
+                "{file} imports {:?}",
+                imports(code)
+            );
+            assert!(!code.contains("super::"), "{file} imports from its own room");
+            seen += 1;
+        }
+        if is_in(&file, "delivery/queue") {
+            for other in ["attempt", "circuit", "dedupe", "destination", "dispatch", "worker"] {
+                assert!(!code.contains(&format!("{other}::")), "{file} imports {other}");
+            }
+            assert!(
+                !code.contains("upstream::") && !code.contains("ops::"),
+                "{file} imports upstream or ops"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 10, "{seen}");
+}

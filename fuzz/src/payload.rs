@@ -59,7 +59,10 @@ fn verified(body: &[u8]) -> VerifiedBody {
     let secret = Secret::try_new(b"fuzz-secret-of-payloads".into(), false).expect("it is long enough");
     let signature = Signature::parse(sign(&secret, body).as_bytes()).expect("it was made just now");
     let verifier = Verifier::new(vec![Key::new("fuzz".into(), &secret, None)]);
-    verifier.verify(Bytes::copy_from_slice(body), &signature, UNIX_EPOCH).expect("it was signed just now")
+    verifier
+        .verify(Bytes::copy_from_slice(body), &signature, UNIX_EPOCH)
+        .expect("it was signed just now")
+        .body
 }
 
 /// Whether the document has every field of the kind and no mark of another.

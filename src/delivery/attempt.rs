@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
-use super::destination::{Destination, Parcel};
+use super::{destination::Destination, parcel::Parcel};
 use crate::upstream::{Reply, SendError};
 
 /// What became of one try.

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use super::queue::Policy;
+use super::{parcel::Parcel, queue::Policy};
 use crate::{
     net::{
         target::Target,
@@ -15,9 +15,6 @@ use crate::{
     upstream::{OutboundRequest, Upstream},
     webhook::{filter::Events, headers, payload::Delivery},
 };
-
-/// Part of a [`Parcel`].
-pub use crate::webhook::media_type::MediaType;
 
 /// One configured `[[webhook.destination]]`.
 #[derive(Debug, Clone)]
@@ -94,27 +91,6 @@ pub struct Destination {
     head: Vec<u8>,
 }
 
-/// A delivery as it is handed on: what the sender said of it, and what was found out.
-#[derive(Debug, Clone)]
-pub struct Parcel {
-    /// The verified bytes.
-    pub body: Bytes,
-    /// What `Content-Type` says: one of two fixed values, never the sender's bytes.
-    pub content_type: MediaType,
-    /// `Pulumi-Webhook-ID` as received.
-    pub id: HeaderValue,
-    /// `Pulumi-Webhook-Kind` as received.
-    pub kind: HeaderValue,
-    /// `Pulumi-Webhook-Signature`, in lower case.
-    pub signature: HeaderValue,
-    /// The filter's name where there is one, else the kind.
-    pub event: HeaderValue,
-    /// Whether the signed payload proves the kind.
-    pub kind_verified: bool,
-    /// The trace that the delivery belongs to.
-    pub traceparent: HeaderValue,
-}
-
 /// Without the head, in which secrets may be.
 impl fmt::Debug for Destination {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -163,11 +139,9 @@ impl Destination {
 
     /// As it came: nothing that the sender sent goes on but the verified bytes and the headers named here.
     fn render_raw(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
-        let (behind_head, body) = if parcel.body.len() <= SHORT {
-            (&*parcel.body, Bytes::new())
-        } else {
-            (&[][..], parcel.body.clone())
-        };
+        let bytes = parcel.body.bytes();
+        let (behind_head, body) =
+            if bytes.len() <= SHORT { (&bytes[..], Bytes::new()) } else { (&[][..], bytes.clone()) };
         let (mut number, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
         let own = [
             ("content-type", parcel.content_type.as_str().as_bytes()),
@@ -178,7 +152,7 @@ impl Destination {
             ("traceparent", parcel.traceparent.as_bytes()),
             ("hookgate-kind-verified", if parcel.kind_verified { b"true" } else { b"false" }),
             ("hookgate-attempt", number.format(attempt).as_bytes()),
-            ("content-length", length.format(parcel.body.len()).as_bytes()),
+            ("content-length", length.format(bytes.len()).as_bytes()),
         ];
         // Exactly the room that it takes: allocators have small pieces at hand.
         let room = own.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum::<usize>();

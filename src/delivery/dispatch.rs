@@ -3,14 +3,14 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use hyper::header::HeaderValue;
 use tokio::time::{Instant, timeout};
 
 use super::{
     attempt::{Outcome, attempt},
     dedupe::{Claim, Memory},
-    destination::{Destination, Parcel},
+    destination::Destination,
+    parcel::Parcel,
     queue::{self, Enqueued, Queue, QueueError},
 };
 use crate::{ops::metrics::AttemptResult, webhook::payload::Delivery};
@@ -62,7 +62,7 @@ impl Dispatch {
                 direct.dispatch(webhook, delivery.id.as_str(), destination, &parcel, lane).await
             }
             Self::Queued(queue) => {
-                parcel.body = Bytes::from_owner(Kept { body: parcel.body, _held: held });
+                parcel.body = parcel.body.holding(held);
                 enqueue(
                     &**queue,
                     queue::Delivery {
@@ -71,6 +71,7 @@ impl Dispatch {
                             .environment()
                             .map(|(project, name)| format!("{project}/{name}")),
                         revision: delivery.revision(),
+                        facts: delivery.facts(),
                         destinations: destinations
                             .iter()
                             .filter(|destination| destination.wants(delivery))
@@ -122,18 +123,6 @@ fn policy(destination: &Destination, parcel: &Parcel) -> queue::Policy {
     queue::Policy { coalesce, ..destination.policy }
 }
 
-/// A body, and what is given back with its last copy.
-struct Kept<H> {
-    body: Bytes,
-    _held: H,
-}
-
-impl<H> AsRef<[u8]> for Kept<H> {
-    fn as_ref(&self) -> &[u8] {
-        &self.body
-    }
-}
-
 async fn enqueue(queue: &dyn Queue, delivery: queue::Delivery) -> Dispatched {
     step!("read");
     match timeout(COMMIT, queue.enqueue(delivery)).await {
@@ -174,7 +163,7 @@ impl Direct {
     ) -> Dispatched {
         loop {
             let began = Instant::now();
-            match self.memory.claim(webhook, id, &parcel.body, began) {
+            match self.memory.claim(webhook, id, parcel.body.bytes(), began) {
                 Claim::New(delivering) => {
                     let (outcome, ended) = attempt(destination, parcel, 1, lane, began).await;
                     let delivered = outcome.is_delivered();

@@ -25,7 +25,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::destination::Parcel;
+use super::parcel::{Facts, Parcel};
 
 /// What a call of the queue returns.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, QueueError>> + Send + 'a>>;
@@ -67,6 +67,8 @@ pub struct Delivery {
     pub environment: Option<String>,
     /// The number of the revision, where the payload has one.
     pub revision: Option<u64>,
+    /// What people want to know. It is kept, and the queue goes by none of it.
+    pub facts: Facts,
     /// The names of the destinations that want it, at least one.
     pub destinations: Vec<(String, Policy)>,
 }
@@ -241,6 +243,8 @@ pub struct Record {
     pub environment: Option<String>,
     /// The number of the revision.
     pub revision: Option<u64>,
+    /// What the payload says that people want to know.
+    pub facts: Facts,
     /// When the delivery was accepted.
     pub received: SystemTime,
     /// While it waits: when it is due.

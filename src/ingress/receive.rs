@@ -34,8 +34,8 @@ use super::{
 use crate::{
     delivery::{
         attempt,
-        destination::Parcel,
         dispatch::{Dispatch, Dispatched},
+        parcel::Parcel,
     },
     ops::{
         log::{Limiter, STRANGERS},
@@ -52,7 +52,7 @@ use crate::{
         headers::{DeliveryId, EventKind},
         media_type::MediaType,
         payload::{Agreement, Delivery},
-        signature::Signature,
+        signature::{Signature, Verified},
     },
 };
 
@@ -214,10 +214,10 @@ impl Gate {
 
         // Verify.
         let now = SystemTime::now();
-        let Ok(verified) = webhook.verifier.verify(bytes, &signature, now) else {
+        let Ok(Verified { body: verified, key }) = webhook.verifier.verify(bytes, &signature, now) else {
             return Err(Rejection::BadSignature.because("the signature fits none of the secrets in force"));
         };
-        webhook.metrics.secret_used(verified.key(), now);
+        webhook.metrics.secret_used(key, now);
         connection.is_proven();
         trail.signed = true;
 
@@ -282,7 +282,7 @@ impl Gate {
 
         // Dispatch.
         let parcel = Parcel {
-            body: verified.bytes().clone(),
+            body: verified.clone(),
             content_type,
             id: id_header.clone(),
             kind: kind_header.clone(),
@@ -290,6 +290,7 @@ impl Gate {
             event: event.map_or_else(|| kind_header.clone(), |event| HeaderValue::from_static(event.name)),
             kind_verified: delivery.agreement == Agreement::Proven,
             traceparent: trace.header(),
+            received: now,
         };
         let dispatched = self
             .dispatch

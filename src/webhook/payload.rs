@@ -4,6 +4,7 @@
 //! unknown ones are fine. A member of the wrong type is no error while reading; it makes the payload not fit its
 //! kind. `null` counts as absent.
 
+mod facts;
 mod member;
 mod object;
 
@@ -17,6 +18,7 @@ use super::{
     headers::{DeliveryId, EventKind},
     signature::VerifiedBody,
 };
+pub use facts::{Facts, User};
 use member::{Counts, Integer, Integers, Member, Shape, State, Text};
 use object::object;
 
@@ -31,6 +33,8 @@ pub struct Delivery<'a> {
     pub agreement: Agreement,
     /// The filters that it fits. None where the payload is not that of the claimed kind.
     pub events: EventSet,
+    /// The body.
+    text: &'a str,
     payload: Payload<'a>,
 }
 
@@ -99,7 +103,7 @@ impl<'a> Delivery<'a> {
         id: DeliveryId<'a>,
         kind: EventKind<'a>,
     ) -> Result<Self, PayloadError> {
-        let payload = Payload::parse(body.bytes())?;
+        let (text, payload) = Payload::parse(body.bytes())?;
         let known = Kind::find(kind.as_str());
         let agreement = match known.map(|known| (known, known.fields)) {
             Some((known, Some(fields))) => payload.compare(known, fields),
@@ -116,7 +120,7 @@ impl<'a> Delivery<'a> {
                 candidates.filter(|event| payload.shows(event, kind.as_str()))
             }
         };
-        Ok(Self { id, kind, agreement, events, payload })
+        Ok(Self { id, kind, agreement, events, text, payload })
     }
 
     /// The login of the organization that the payload names: the slug in Pulumi's URLs.
@@ -291,7 +295,7 @@ object! {
 }
 
 impl<'a> Payload<'a> {
-    fn parse(body: &'a [u8]) -> Result<Self, PayloadError> {
+    fn parse(body: &'a [u8]) -> Result<(&'a str, Self), PayloadError> {
         // The whole body is checked here because serde_json does not look into members that are skipped.
         let text = str::from_utf8(body).or(Err(PayloadError::NotUtf8))?;
         // Said by itself, since it is what a byte order mark looks like.
@@ -300,7 +304,7 @@ impl<'a> Payload<'a> {
         }
         let read: Result<Member<Self>, _> = serde_json::from_str(text);
         match read {
-            Ok(Member::Is(payload)) => Ok(payload),
+            Ok(Member::Is(payload)) => Ok((text, payload)),
             Ok(_) => Err(PayloadError::NotAnObject),
             Err(error) => Err(PayloadError::Syntax {
                 // serde_json's message can repeat the body, so it stays here.

@@ -1,6 +1,7 @@
 //! The signature check: HMAC-SHA256 over the raw body, in constant time, against every secret in force.
 //!
-//! [`VerifiedBody`] is the proof. Only [`Verifier::verify`] makes one, and everything behind it takes one.
+//! [`VerifiedBody`] is the proof. Only [`Verifier::verify`] makes one, and everything behind it takes one. What was kept in
+//! a store comes back by [`VerifiedBody::stored`], which nobody else calls.
 
 use std::{fmt, time::SystemTime};
 
@@ -94,11 +95,17 @@ pub struct Verifier {
 #[error("the signature fits none of the secrets in force")]
 pub struct SignatureError;
 
-/// A body that was signed with one of the webhook's secrets. Only [`Verifier::verify`] makes it.
+/// A body that was signed with one of the webhook's secrets. [`Verifier::verify`] makes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedBody(Bytes);
+
+/// A right signature.
 #[derive(Debug, Clone)]
-pub struct VerifiedBody {
-    bytes: Bytes,
-    key: usize,
+pub struct Verified {
+    /// What it proves.
+    pub body: VerifiedBody,
+    /// Which of [`Verifier::keys`] made it.
+    pub key: usize,
 }
 
 /// Whether a signature fits, and which secret made it, not looked at yet. Proves nothing: see [`VerifiedBody`].
@@ -112,13 +119,32 @@ impl VerifiedBody {
     /// The very bytes that were signed.
     #[must_use]
     pub const fn bytes(&self) -> &Bytes {
-        &self.bytes
+        &self.0
     }
 
-    /// Which of [`Verifier::keys`] made the signature.
+    /// A body that was verified before it was kept. For the readers of stores only: this is the one way around the
+    /// signature.
     #[must_use]
-    pub const fn key(&self) -> usize {
-        self.key
+    pub const fn stored(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+
+    /// The same body. `held` is dropped with the last copy of what is returned.
+    #[must_use]
+    pub fn holding(self, held: impl Send + 'static) -> Self {
+        Self(Bytes::from_owner(Kept { body: self.0, _held: held }))
+    }
+}
+
+/// A body, and what is given back with its last copy.
+struct Kept<H> {
+    body: Bytes,
+    _held: H,
+}
+
+impl<H> AsRef<[u8]> for Kept<H> {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 
@@ -149,11 +175,11 @@ impl Verifier {
         body: Bytes,
         signature: &Signature,
         now: SystemTime,
-    ) -> Result<VerifiedBody, SignatureError> {
+    ) -> Result<Verified, SignatureError> {
         let Comparison { found, which } = self.compare(&body, signature, now);
         // From here on the time may tell what the answer tells anyway.
         if bool::from(found) {
-            Ok(VerifiedBody { bytes: body, key: usize::try_from(which).unwrap_or_default() })
+            Ok(Verified { body: VerifiedBody(body), key: usize::try_from(which).unwrap_or_default() })
         } else {
             Err(SignatureError)
         }
@@ -211,7 +237,7 @@ mod tests {
     fn check(verifier: &Verifier, body: &[u8], header: &str) -> Option<usize> {
         let signature = Signature::parse(header.as_bytes()).ok()?;
         let body = Bytes::copy_from_slice(body);
-        verifier.verify(body, &signature, UNIX_EPOCH).ok().map(|v| v.key())
+        verifier.verify(body, &signature, UNIX_EPOCH).ok().map(|verified| verified.key)
     }
 
     /// Tags of known bodies under a known secret, made with another implementation.

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use hookgate::delivery::{
-    destination::{MediaType, Parcel},
+    parcel::{Facts, MediaType, Parcel, VerifiedBody},
     queue::{
         Attempt, Death, Delivery, Enqueued, Health, Lease, Policy, Queue, Recipient, Retention, Verdict,
         nats::{self, Nats},
@@ -358,7 +358,7 @@ async fn enqueue(queue: &dyn Queue, id: &str, webhook: &str, event: &str, destin
     let delivery = Delivery {
         webhook: webhook.to_owned(),
         parcel: Parcel {
-            body: Bytes::from([id.as_bytes(), BODY].concat()),
+            body: VerifiedBody::stored(Bytes::from([id.as_bytes(), BODY].concat())),
             content_type: MediaType::Json,
             id: header(id),
             kind: header(kind),
@@ -366,9 +366,11 @@ async fn enqueue(queue: &dyn Queue, id: &str, webhook: &str, event: &str, destin
             event: header(event),
             kind_verified: true,
             traceparent: header("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            received: SystemTime::now(),
         },
         environment: Some("website/prod".to_owned()),
         revision: (kind == "environment_revision").then_some(7),
+        facts: Facts::default(),
         destinations: destinations.iter().map(|name| ((*name).to_owned(), Policy::default())).collect(),
     };
     assert_eq!(queue.enqueue(delivery).await, Ok(Enqueued::Queued));

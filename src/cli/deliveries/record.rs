@@ -99,7 +99,10 @@ pub(super) fn standing(record: &Record, orphaned: Option<bool>, now: SystemTime)
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::delivery::queue::{Death, JobId, Recipient};
+    use crate::delivery::{
+        parcel::Facts,
+        queue::{Death, JobId, Recipient},
+    };
 
     /// 2026-06-01T00:00:00Z.
     pub(in super::super) fn now() -> SystemTime {
@@ -118,6 +121,7 @@ pub(super) mod tests {
             event: "environment_revision_created".into(),
             environment: Some("website/prod".into()),
             revision: Some(7),
+            facts: Facts::default(),
             received: now() - Duration::from_millis(3_599_750),
             due: waits.then(|| now() + Duration::from_secs(90)),
             finished: (!waits).then(|| now() - Duration::from_secs(60)),

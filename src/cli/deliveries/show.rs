@@ -20,7 +20,7 @@ use crate::{
     },
     config::show_instant,
     delivery::{
-        destination::Parcel,
+        parcel::Parcel,
         queue::{Attempt, Death, Details, Filter, Record},
     },
 };
@@ -116,7 +116,7 @@ async fn body(log: &Log, ids: &[String], out: &mut Out<impl Write>) -> Result<En
         }
     }
     match found {
-        Some(body) => out.write_bytes(&body).map(|()| Ended::Well),
+        Some(body) => out.write_bytes(body.bytes()).map(|()| Ended::Well),
         None => Err(Failure::Failed("the delivery has just been purged".into())),
     }
 }
@@ -179,7 +179,7 @@ impl<'d> DetailsJson<'d> {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value.into()))
                 .collect(),
-            body: str::from_utf8(&parcel.body).ok(),
+            body: str::from_utf8(parcel.body.bytes()).ok(),
             attempt_log: attempts.iter().map(attempt).collect(),
         }
     }
@@ -286,7 +286,10 @@ mod tests {
         super::record::tests::{now, record},
         *,
     };
-    use crate::delivery::queue::State;
+    use crate::delivery::{
+        parcel::{MediaType, VerifiedBody},
+        queue::State,
+    };
 
     fn details() -> Details {
         let header = |text: &str| HeaderValue::from_str(text).unwrap();
@@ -294,14 +297,15 @@ mod tests {
         Details {
             record: record(State::Dead),
             parcel: Parcel {
-                body: Bytes::from_static(b"{}"),
-                content_type: crate::delivery::destination::MediaType::Json,
+                body: VerifiedBody::stored(Bytes::from_static(b"{}")),
+                content_type: MediaType::Json,
                 id: header("0b5c64a1"),
                 kind: header("environment_revision"),
                 signature: header(&"7e94aa01".repeat(8)),
                 event: header("environment_revision_created"),
                 kind_verified: true,
                 traceparent: header("00-1-1-01"),
+                received: at,
             },
             attempts: vec![
                 Attempt {

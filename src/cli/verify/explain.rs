@@ -108,7 +108,7 @@ fn search(candidates: &[Candidate], body: &[u8], tag: &Tag) -> Option<Vec<String
         let cheap = guess.otherwise.is_empty() || guess.bytes.len() <= EVERY_PAIR;
         let verifier = if cheap { &every } else { &given };
         if let Ok(verified) = verifier.verify(guess.bytes.into(), &signature, UNIX_EPOCH) {
-            let of_key = keys.get(verified.key()).into_iter().flat_map(|key| key.otherwise.iter().cloned());
+            let of_key = keys.get(verified.key).into_iter().flat_map(|key| key.otherwise.iter().cloned());
             return Some(of_key.chain(guess.otherwise).collect());
         }
     }

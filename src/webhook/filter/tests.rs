@@ -39,7 +39,7 @@ fn judge(filter: &Filter, kind: &str, body: &str) -> Verdict {
     let secret = Secret::try_new(b"secret".to_vec(), true).unwrap();
     let signature = Signature::parse(sign(&secret, body.as_bytes()).as_bytes()).unwrap();
     let verifier = Verifier::new(vec![Key::new("key".into(), &secret, None)]);
-    let body = verifier.verify(Bytes::copy_from_slice(body.as_bytes()), &signature, UNIX_EPOCH).unwrap();
+    let body = verifier.verify(Bytes::copy_from_slice(body.as_bytes()), &signature, UNIX_EPOCH).unwrap().body;
     let kind = EventKind::parse(kind.as_bytes()).unwrap();
     filter.judge(&Delivery::identify(&body, DeliveryId::parse(b"1").unwrap(), kind).unwrap())
 }

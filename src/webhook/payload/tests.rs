@@ -15,12 +15,12 @@ use super::{
     *,
 };
 
-fn verified(body: impl AsRef<[u8]>) -> VerifiedBody {
+pub(super) fn verified(body: impl AsRef<[u8]>) -> VerifiedBody {
     let body = Bytes::copy_from_slice(body.as_ref());
     let secret = Secret::try_new(b"secret".to_vec(), true).unwrap();
     let signature = Signature::parse(sign(&secret, &body).as_bytes()).unwrap();
     let verifier = Verifier::new(vec![Key::new("key".into(), &secret, None)]);
-    verifier.verify(body, &signature, UNIX_EPOCH).unwrap()
+    verifier.verify(body, &signature, UNIX_EPOCH).unwrap().body
 }
 
 /// What a body is taken for under a claimed kind: the agreement, and the filters that it shows.

@@ -7,12 +7,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use hookgate::delivery::{
-    destination::{MediaType, Parcel},
-    queue::{
-        Attempt, Death, Delivery, Depth, Details, Enqueued, Filter, Health, JobId, KEPT_ATTEMPTS, Lease,
-        Policy, Queue, QueueError, Recipient, Record, Retention, State,
+use hookgate::{
+    delivery::{
+        parcel::{Facts, MediaType, Parcel, VerifiedBody},
+        queue::{
+            Attempt, Death, Delivery, Depth, Details, Enqueued, Filter, Health, JobId, KEPT_ATTEMPTS, Lease,
+            Policy, Queue, QueueError, Recipient, Record, Retention, State,
+        },
     },
+    webhook::payload::User,
 };
 use hyper::header::HeaderValue;
 
@@ -73,13 +76,18 @@ pub(super) use hold;
 pub(super) const WINDOW: Duration = Duration::from_secs(120);
 pub(super) const PLAIN: Policy = Policy { in_order: false, coalesce: None };
 
+/// A body as it comes out of a store.
+pub(super) fn stored(body: impl Into<Bytes>) -> VerifiedBody {
+    VerifiedBody::stored(body.into())
+}
+
 /// A delivery under this ID, for the destination `app`.
 pub(super) fn delivery(id: &str) -> Delivery {
     let value = HeaderValue::from_static;
     Delivery {
         webhook: "esc".to_owned(),
         parcel: Parcel {
-            body: Bytes::from(format!("{{\"of\":\"{id}\"}}")),
+            body: stored(format!("{{\"of\":\"{id}\"}}")),
             content_type: MediaType::Json,
             id: HeaderValue::from_str(id).unwrap(),
             kind: value("environment_revision"),
@@ -87,9 +95,11 @@ pub(super) fn delivery(id: &str) -> Delivery {
             event: value("environment_revision_created"),
             kind_verified: true,
             traceparent: value("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            received: SystemTime::now(),
         },
         environment: Some("website/prod".to_owned()),
         revision: None,
+        facts: Facts::default(),
         destinations: vec![("app".to_owned(), PLAIN)],
     }
 }
@@ -225,13 +235,28 @@ pub(super) async fn accepted_is_leased_and_done(engine: &dyn Engine) {
     nothing_is_due(&*queue, "app", PLAIN).await;
 }
 
+/// With letters that have to be escaped somewhere.
+fn odd_facts() -> Facts {
+    let text = |text: &str| Some(text.to_owned());
+    Facts {
+        project: text("w\u{e9}b site/*.>"),
+        tag: text("\"\\\r\n\0"),
+        revision: Some(u64::MAX),
+        drift: Some(false),
+        changes: vec![("same".to_owned(), 28), ("create".to_owned(), 3)],
+        user: Some(User { name: text("\u{1f680} '); --"), login: None }),
+        ..Facts::default()
+    }
+}
+
 pub(super) async fn bytes_and_headers_are_kept(engine: &dyn Engine) {
     let queue = opened(engine).await;
     let mut sent = delivery("a.b_c-d:e");
     sent.webhook = "a.b".to_owned();
     sent.environment = Some("w\u{e9}b site/*.>\u{1f680}".to_owned());
     sent.revision = Some(u64::from(u32::MAX) + 7);
-    sent.parcel.body = (0..=255).cycle().take(70_000).collect::<Vec<u8>>().into();
+    sent.facts = odd_facts();
+    sent.parcel.body = stored((0..=255).cycle().take(70_000).collect::<Vec<u8>>());
     sent.parcel.content_type = MediaType::JsonUtf8;
     sent.parcel.traceparent = HeaderValue::from_static("");
     sent.parcel.kind_verified = false;
@@ -249,8 +274,11 @@ pub(super) async fn bytes_and_headers_are_kept(engine: &dyn Engine) {
         assert_eq!(parcel.event, sent.parcel.event);
         assert_eq!(parcel.kind_verified, sent.parcel.kind_verified);
         assert_eq!(parcel.traceparent, sent.parcel.traceparent);
+        // A store has its own clock, and says one time of it.
+        assert_eq!(parcel.received, shown.record.received);
     }
     assert_eq!(shown.record.recipient, recipient);
+    assert_eq!(shown.record.facts, sent.facts);
     assert_eq!(shown.record.environment, sent.environment);
     assert_eq!(shown.record.revision, sent.revision);
     assert_eq!(shown.record.size, 70_000);
@@ -539,7 +567,7 @@ pub(super) async fn another_body_is_a_conflict(engine: &dyn Engine) {
     let queue = opened(engine).await;
     enqueue(&*queue, delivery("a")).await;
     let mut other = delivery("a");
-    other.parcel.body = Bytes::from_static(b"{}");
+    other.parcel.body = stored("{}");
     assert_eq!(queue.enqueue(other.clone()).await, Ok(Enqueued::Conflict), "it waits");
     let mut elsewhere = to(other.clone(), &[("app", Policy { in_order: true, coalesce: Some(WINDOW) })]);
     elsewhere.environment = Some("another/one".to_owned());
@@ -577,7 +605,7 @@ pub(super) async fn after_the_window_it_is_a_new_one(engine: &dyn Engine) {
     ack(lease(&*queue, "app").await).await;
     tokio::time::sleep(window).await;
     let mut other = delivery("a");
-    other.parcel.body = Bytes::from_static(b"{}");
+    other.parcel.body = stored("{}");
     enqueue(&*queue, other.clone()).await;
     let lease = lease(&*queue, "app").await;
     assert_eq!(lease.job().parcel.body, other.parcel.body);
@@ -588,7 +616,7 @@ pub(super) async fn after_the_window_it_is_a_new_one(engine: &dyn Engine) {
 pub(super) async fn without_a_window_every_one_is_new(engine: &dyn Engine) {
     let queue = ready(engine, Retention::default(), Duration::ZERO).await;
     let mut other = delivery("a");
-    other.parcel.body = Bytes::from_static(b"{}");
+    other.parcel.body = stored("{}");
     for delivery in [delivery("a"), delivery("a"), other] {
         enqueue(&*queue, delivery).await;
     }
@@ -625,7 +653,7 @@ pub(super) async fn what_was_delivered_is_known_within_the_window_whatever_goes(
     assert_eq!(all(&*queue).await, []);
     for id in ["swept", "purged"] {
         let mut other = delivery(id);
-        other.parcel.body = Bytes::from_static(b"{}");
+        other.parcel.body = stored("{}");
         let answers = (queue.enqueue(delivery(id)).await, queue.enqueue(other).await);
         // A machine that was too slow for this proves nothing.
         if began.elapsed().unwrap() < window {
@@ -797,7 +825,8 @@ pub(super) async fn finished_ones_make_room(engine: &dyn Engine) {
     let large = |n: usize| {
         let mut large = delivery(&n.to_string());
         let start = n.to_string().into_bytes();
-        large.parcel.body = start.into_iter().chain(std::iter::repeat(b'x')).take(BODY).collect();
+        large.parcel.body =
+            stored(start.into_iter().chain(std::iter::repeat(b'x')).take(BODY).collect::<Vec<u8>>());
         large
     };
     // Three times as many as there is room for, each done before the next one comes.

@@ -199,7 +199,7 @@ impl Model {
         let mut sent = to(delivery(&id.to_string()), &to_all);
         sent.environment = Some(environment(id).to_owned());
         if other_body {
-            sent.parcel.body = bytes::Bytes::from_static(b"another one");
+            sent.parcel.body = super::contract::stored("another one");
         }
         sent
     }
@@ -289,7 +289,7 @@ impl Model {
         }
         let seen = lease.job();
         assert_eq!((seen.attempts, seen.attempts_ever), (job.attempts, job.ever), "{name:?}");
-        assert_eq!(seen.parcel.body == "another one", job.other_body, "{name:?}");
+        assert_eq!(seen.parcel.body.bytes() == "another one", job.other_body, "{name:?}");
         job.leased = true;
         (name, job.arrived)
     }

@@ -10,7 +10,9 @@ use hookgate::delivery::queue::{
 use nkeys::KeyPair;
 use serde_json::{Value, json};
 
-use super::contract::{Engine, WINDOW, ack, all, delivery, enqueue, id_of, lease, ready, recipient, until};
+use super::contract::{
+    Engine, WINDOW, ack, all, delivery, enqueue, id_of, lease, ready, recipient, stored, until,
+};
 use crate::support::{
     Cut, Delivery as Sent, Hookgate, Instant, NatsServer, PATIENCE, Proxy, Reply, Setup, TempDir, Upstream,
     eventually, tls::Authority,
@@ -210,7 +212,7 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     let server = NatsServer::with(TempDir::new(), "max_payload: 32KB");
     let queue = ready(&server, Retention::default(), WINDOW).await;
     let mut large = delivery("large");
-    large.parcel.body = vec![b'x'; 40 << 10].into();
+    large.parcel.body = stored(vec![b'x'; 40 << 10]);
     let Err(QueueError::Unavailable(why)) = queue.enqueue(large).await else { panic!() };
     for word in ["too large", "32768", "max_payload", "server.max_body"] {
         assert!(why.contains(word), "{why}");
@@ -220,7 +222,7 @@ async fn what_does_not_fit_into_a_message_is_refused() {
     enqueue(&*queue, delivery("small")).await;
     // The headers count, too.
     let mut large = delivery("no larger than the limit");
-    large.parcel.body = vec![b'x'; 32 << 10].into();
+    large.parcel.body = stored(vec![b'x'; 32 << 10]);
     assert!(matches!(queue.enqueue(large).await, Err(QueueError::Unavailable(_))));
     assert_eq!(*queue.health().borrow(), Health::Ready);
 }
@@ -233,7 +235,7 @@ async fn what_still_fits_does_not_make_a_full_store_ready() {
     let queue = ready(&server, retention, WINDOW).await;
     let large = |n: usize| {
         let mut large = delivery(&format!("large-{n}"));
-        large.parcel.body = vec![b'x'; 100 << 10].into();
+        large.parcel.body = stored(vec![b'x'; 100 << 10]);
         large
     };
     let mut waiting = 0;
@@ -272,7 +274,7 @@ fn a_server_that_takes_less_than_the_largest_delivery_is_warned_of() {
     let service = on(&server, "64KiB");
     let line = service.wait_for_log(|line| line["message"].as_str().unwrap_or_default().contains(warning));
     assert_eq!(line["level"], "WARN");
-    assert_eq!((&line["max_payload"], &line["needed"]), (&(32 << 10).into(), &(68 << 10).into()));
+    assert_eq!((&line["max_payload"], &line["needed"]), (&(32 << 10).into(), &(72 << 10).into()));
     is_ready(&service);
     service.send(&Sent::good_with(&"x".repeat(40 << 10))).assert_refused(503, "queue_unavailable");
     let refused = service.wait_for_log(|line| line["outcome"] == "queue_unavailable");
@@ -284,7 +286,7 @@ fn a_server_that_takes_less_than_the_largest_delivery_is_warned_of() {
     eventually("it is known that it was away", || (service.send(&Sent::good()).status == 202).then_some(()));
     is_ready(&service);
     assert_eq!(warned(&service), 1);
-    let small = on(&server, "28KiB");
+    let small = on(&server, "24KiB");
     is_ready(&small);
     assert_eq!(warned(&small), 0);
 }

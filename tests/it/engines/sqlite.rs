@@ -15,7 +15,7 @@ use hookgate::delivery::queue::{
 use rusqlite::Connection;
 use tokio::time::timeout;
 
-use super::contract::{self, Engine, attempt, eventually as until, recipient};
+use super::contract::{self, Engine, attempt, eventually as until, recipient, stored};
 use crate::support::{Instant, PATIENCE, TempDir, eventually};
 
 mod contract_of_all {
@@ -67,7 +67,7 @@ impl Folder {
 /// A delivery of a certain size.
 pub(super) fn delivery(id: &str, size: usize) -> Delivery {
     let mut delivery = contract::delivery(id);
-    delivery.parcel.body = id.bytes().chain(std::iter::repeat(b' ')).take(size).collect();
+    delivery.parcel.body = stored(id.bytes().chain(std::iter::repeat(b' ')).take(size).collect::<Vec<u8>>());
     delivery
 }
 
@@ -295,7 +295,7 @@ async fn a_command_beside_the_service_is_noticed() {
     let beside = Sqlite::open_beside(&folder.queue()).unwrap();
     let job = beside.list(&Filter::default(), 10).await.unwrap().remove(0);
     let details = beside.show(&job.id).await.unwrap().unwrap();
-    assert_eq!((details.attempts.len(), details.parcel.body.len()), (1, 10));
+    assert_eq!((details.attempts.len(), details.parcel.body.bytes().len()), (1, 10));
     let waiting = async {
         let lease = queue.lease(&recipient("app"), Policy::default(), 1).await.unwrap().remove(0);
         assert_eq!((lease.job().attempts, lease.job().attempts_ever), (0, 1));

@@ -51,7 +51,11 @@ pub(super) async fn show(store: &Store, id: &JobId) -> Result<Option<Details>, Q
         return Ok(None);
     };
     let attempts = record.map(|record| record.log()).unwrap_or_default();
-    Ok(delivery.meta.parcel(delivery.body).map(|parcel| Details { record: shown, parcel, attempts }))
+    Ok(delivery.meta.parcel(delivery.body, delivery.received).map(|parcel| Details {
+        record: shown,
+        parcel,
+        attempts,
+    }))
 }
 
 pub(super) async fn redeliver(store: &Store, filter: &Filter) -> Result<u64, QueueError> {
@@ -379,6 +383,7 @@ fn entry(meta: &Meta, received: SystemTime, job: &JobKey, record: Option<&JobRec
         event: meta.event(),
         environment: meta.environment.clone(),
         revision: meta.revision,
+        facts: meta.facts.clone(),
         received,
         due: (state == State::Waiting).then_some(due),
         finished: record.and_then(JobRecord::finished),

@@ -38,7 +38,7 @@ impl Shared {
             let recipient = Recipient { webhook: delivery.webhook.clone(), destination: destination.clone() };
             feed::ensure(self, store, &recipient).await?;
         }
-        let digest = body_digest(&delivery.parcel.body);
+        let digest = body_digest(delivery.parcel.body.bytes());
         let headers = Meta::new(delivery, &digest).headers();
         let subject = store.names.delivery(delivery);
         let id = message_id(delivery);
@@ -56,7 +56,7 @@ impl Shared {
             self.make_room(store).await?;
         }
         for _ in 0..TRIES {
-            let body = delivery.parcel.body.clone();
+            let body = delivery.parcel.body.bytes().clone();
             let published = store.publish(subject.clone(), Some(headers.clone()), body, id, expected).await;
             let known = match published {
                 Ok(written) if !written.duplicate => return Ok(Enqueued::Queued),

@@ -17,7 +17,10 @@ use super::{
     store::{Store, Which, info_of},
     wire::{JobKey, Message, Stored},
 };
-use crate::delivery::queue::{Job, Lease, Parcel, QueueError, Recipient, State};
+use crate::delivery::{
+    parcel::Parcel,
+    queue::{Job, Lease, QueueError, Recipient, State},
+};
 
 /// A lease that nobody has taken yet.
 pub(super) struct Ready {
@@ -123,7 +126,7 @@ async fn looked_at(
         in_hand.brought.later(store, left).await;
         return Ok(None);
     }
-    let Some(parcel) = delivery.meta.parcel(delivery.body.clone()) else {
+    let Some(parcel) = delivery.meta.parcel(delivery.body.clone(), delivery.received) else {
         let job = in_hand.job.id();
         tracing::error!(%job, "a delivery in the queue cannot be read: it is not delivered, and stays until it is purged");
         in_hand.brought.later(store, UNREADABLE).await;

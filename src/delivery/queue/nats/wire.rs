@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::delivery::{
-    destination::{MediaType, Parcel},
+    parcel::{Facts, MediaType, Parcel, VerifiedBody},
     queue::{Delivery, JobId, Recipient},
 };
 
@@ -211,7 +211,7 @@ pub(super) fn message_id(delivery: &Delivery) -> String {
 
 /// What the headers of a message take at most, in bytes: with names, ID and kind as long as they may be, and a dozen
 /// destinations. A sender can make them longer still by the names in its payload.
-pub(super) const HEADERS: usize = 4 << 10;
+pub(super) const HEADERS: usize = 8 << 10;
 
 /// The header with everything about a delivery but its body.
 const DELIVERY: &str = "Hookgate-Delivery";
@@ -235,6 +235,7 @@ pub(super) struct Meta {
     pub(super) environment: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) revision: Option<u64>,
+    pub(super) facts: Facts,
     pub(super) destinations: Vec<String>,
     pub(super) digest: String,
     pub(super) size: u64,
@@ -255,9 +256,10 @@ impl Meta {
             traceparent: escape(&parcel.traceparent),
             environment: delivery.environment.clone(),
             revision: delivery.revision,
+            facts: delivery.facts.clone(),
             destinations: delivery.destinations.iter().map(|(name, _)| name.clone()).collect(),
             digest: digest.to_owned(),
-            size: u64::try_from(parcel.body.len()).unwrap_or(u64::MAX),
+            size: u64::try_from(parcel.body.bytes().len()).unwrap_or(u64::MAX),
         }
     }
 
@@ -266,9 +268,9 @@ impl Meta {
         header(DELIVERY, self)
     }
 
-    pub(super) fn parcel(&self, body: Bytes) -> Option<Parcel> {
+    pub(super) fn parcel(&self, body: Bytes, received: SystemTime) -> Option<Parcel> {
         Some(Parcel {
-            body,
+            body: VerifiedBody::stored(body),
             content_type: MediaType::of_stored(self.content_type.as_bytes()),
             id: unescape(&self.id)?,
             kind: unescape(&self.kind)?,
@@ -276,6 +278,7 @@ impl Meta {
             event: unescape(&self.event)?,
             kind_verified: self.kind_verified,
             traceparent: unescape(&self.traceparent)?,
+            received,
         })
     }
 
@@ -419,6 +422,7 @@ fn shown(escaped: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::webhook::payload::User;
     use proptest::prelude::*;
 
     proptest! {
@@ -440,6 +444,26 @@ mod tests {
         }
     }
 
+    /// A project and so on that are as long as they may be.
+    fn longest_facts() -> Facts {
+        let (name, word) = (Some(".".repeat(128)), Some(".".repeat(64)));
+        Facts {
+            organization: name.clone(),
+            project: name.clone(),
+            environment: name.clone(),
+            stack: name.clone(),
+            tag: name.clone(),
+            revision: Some(u64::MAX),
+            action: word.clone(),
+            operation: word.clone(),
+            result: word,
+            drift: Some(false),
+            changes: vec![(".".repeat(64), u64::MAX); 16],
+            user: Some(User { name: name.clone(), login: name }),
+            link: Some(".".repeat(512)),
+        }
+    }
+
     #[test]
     fn headers_have_a_bound() {
         let value = |length| HeaderValue::try_from("v".repeat(length)).unwrap();
@@ -447,7 +471,7 @@ mod tests {
         let delivery = Delivery {
             webhook: name(64),
             parcel: Parcel {
-                body: Bytes::new(),
+                body: VerifiedBody::stored(Bytes::new()),
                 content_type: MediaType::JsonUtf8,
                 id: value(128),
                 kind: value(64),
@@ -455,9 +479,11 @@ mod tests {
                 event: value(64),
                 kind_verified: false,
                 traceparent: value(55),
+                received: SystemTime::UNIX_EPOCH,
             },
             environment: Some(name(256)),
             revision: Some(u64::MAX),
+            facts: longest_facts(),
             destinations: (0..12).map(|_| (name(64), crate::delivery::queue::Policy::default())).collect(),
         };
         let mut headers = Meta::new(&delivery, &body_digest(b"")).headers();

@@ -201,7 +201,7 @@ pub(super) fn show(
     );
     let found = connection
         .query_row(&sql, params![key.delivery, key.recipient], |row| {
-            Ok((rows::record(row, &shared.clock)?, rows::parcel(row, 16)?))
+            Ok((rows::record(row, &shared.clock)?, rows::parcel(row, 17, &shared.clock)?))
         })
         .optional()?;
     let Some((record, parcel)) = found else { return Ok(None) };

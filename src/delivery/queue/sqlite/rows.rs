@@ -14,7 +14,7 @@ use rusqlite::{
 
 use super::clock::Clock;
 use crate::delivery::{
-    destination::{MediaType, Parcel},
+    parcel::{Facts, MediaType, Parcel, VerifiedBody},
     queue::{Attempt, Death, Filter, Job, JobId, NoState, Recipient, Record, State},
 };
 
@@ -73,16 +73,16 @@ fn small<T: TryFrom<i64>>(number: i64, most: T) -> T {
 
 /// The columns of [`parcel`].
 pub(super) const PARCEL: &str = "delivery.body, delivery.content_type, delivery.id, delivery.kind, \
-    delivery.signature, delivery.event, delivery.kind_verified, delivery.traceparent";
+    delivery.signature, delivery.event, delivery.kind_verified, delivery.traceparent, delivery.received";
 
 /// Reads [`PARCEL`], which begins at a column.
-pub(super) fn parcel(row: &Row<'_>, at: usize) -> rusqlite::Result<Parcel> {
+pub(super) fn parcel(row: &Row<'_>, at: usize, clock: &Clock) -> rusqlite::Result<Parcel> {
     let header = |column: usize| -> rusqlite::Result<HeaderValue> {
         HeaderValue::from_bytes(row.get_ref(column)?.as_bytes()?)
             .map_err(|error| FromSqlError::Other(Box::new(error)).into())
     };
     Ok(Parcel {
-        body: Bytes::from(row.get::<_, Vec<u8>>(at)?),
+        body: VerifiedBody::stored(Bytes::from(row.get::<_, Vec<u8>>(at)?)),
         content_type: MediaType::of_stored(row.get_ref(at + 1)?.as_bytes()?),
         id: header(at + 2)?,
         kind: header(at + 3)?,
@@ -90,6 +90,7 @@ pub(super) fn parcel(row: &Row<'_>, at: usize) -> rusqlite::Result<Parcel> {
         event: header(at + 5)?,
         kind_verified: row.get(at + 6)?,
         traceparent: header(at + 7)?,
+        received: clock.shown(row.get(at + 8)?),
     })
 }
 
@@ -102,7 +103,7 @@ pub(super) fn job(row: &Row<'_>, recipient: &Recipient, clock: &Clock) -> rusqli
     Ok(Job {
         id: key.into(),
         recipient: recipient.clone(),
-        parcel: parcel(row, 5)?,
+        parcel: parcel(row, 5, clock)?,
         since: clock.shown(row.get(2)?),
         attempts: small(row.get(3)?, u32::MAX),
         attempts_ever: small(row.get(4)?, u32::MAX),
@@ -113,7 +114,7 @@ pub(super) fn job(row: &Row<'_>, recipient: &Recipient, clock: &Clock) -> rusqli
 pub(super) const RECORD: &str = "job.delivery, job.recipient, recipient.webhook, recipient.destination, \
     job.state, job.death, coalesce(delivery.id, ''), coalesce(delivery.kind, ''), coalesce(delivery.event, ''), \
     delivery.environment, delivery.revision, coalesce(delivery.received, job.since), job.due, job.finished, \
-    job.attempts_ever, coalesce(length(delivery.body), 0)";
+    job.attempts_ever, coalesce(length(delivery.body), 0), coalesce(delivery.facts, '')";
 
 /// The tables of [`RECORD`], [`PARCEL`] and [`condition`].
 pub(super) const TABLES: &str = "job \
@@ -146,6 +147,8 @@ pub(super) fn record(row: &Row<'_>, clock: &Clock) -> rusqlite::Result<Record> {
         finished: row.get::<_, Option<i64>>(13)?.map(|time| clock.shown(time)),
         attempts: small(row.get(14)?, u32::MAX),
         size: from_integer(row.get(15)?),
+        // For people only: a job whose facts cannot be read is delivered all the same.
+        facts: serde_json::from_slice::<Facts>(row.get_ref(16)?.as_bytes()?).unwrap_or_default(),
     })
 }
 

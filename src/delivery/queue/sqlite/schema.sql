@@ -29,6 +29,7 @@ CREATE TABLE delivery (
     traceparent   BLOB NOT NULL,
     kind_verified INTEGER NOT NULL,
     received      INTEGER NOT NULL,
+    facts         TEXT NOT NULL,       -- what else the payload says that people want to know, as JSON
     body          BLOB NOT NULL
 ) STRICT;
 CREATE INDEX delivery_id ON delivery (id, webhook);

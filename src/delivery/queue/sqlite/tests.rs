@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::header::HeaderValue;
 
 use super::*;
-use crate::delivery::destination::{MediaType, Parcel};
+use crate::delivery::parcel::{Facts, MediaType, Parcel, VerifiedBody};
 
 /// A folder of its own for each test, gone at the end.
 struct Folder(PathBuf);
@@ -38,7 +38,7 @@ fn delivery(id: &str) -> Delivery {
     Delivery {
         webhook: "esc".into(),
         parcel: Parcel {
-            body: Bytes::from(id.to_owned()),
+            body: VerifiedBody::stored(Bytes::from(id.to_owned())),
             content_type: MediaType::Json,
             id: header(id),
             kind: header("environment"),
@@ -46,9 +46,11 @@ fn delivery(id: &str) -> Delivery {
             event: header("environment_created"),
             kind_verified: true,
             traceparent: header("00-1-1-01"),
+            received: std::time::UNIX_EPOCH,
         },
         environment: None,
         revision: None,
+        facts: Facts::default(),
         destinations: vec![("app".into(), Policy::default())],
     }
 }

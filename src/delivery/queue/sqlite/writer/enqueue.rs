@@ -27,8 +27,9 @@ impl Work<'_> {
         {
             return Ok(Ok(known));
         }
-        let Delivery { webhook, parcel, environment, revision, destinations } = delivery;
-        let size = u64::try_from(parcel.body.len()).unwrap_or(u64::MAX);
+        let Delivery { webhook, parcel, environment, revision, facts, destinations } = delivery;
+        let body = &parcel.body.bytes()[..];
+        let size = u64::try_from(body.len()).unwrap_or(u64::MAX);
         if !self.make_room(size.saturating_add(OVERHEAD))? {
             self.effects.full = true;
             return Ok(Err(QueueError::Full));
@@ -36,8 +37,8 @@ impl Work<'_> {
         self.transaction
             .prepare_cached(
                 "INSERT INTO delivery (webhook, id, kind, event, environment, revision, content_type, signature,
-                     traceparent, kind_verified, received, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                     traceparent, kind_verified, received, facts, body)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?
             .execute(params![
                 webhook,
@@ -51,7 +52,9 @@ impl Work<'_> {
                 parcel.traceparent.as_bytes(),
                 parcel.kind_verified,
                 self.now,
-                &parcel.body[..],
+                // JSON of texts and numbers has no reason to fail.
+                serde_json::to_string(facts).unwrap_or_default(),
+                body,
             ])?;
         let number = self.transaction.last_insert_rowid();
         for (destination, policy) in destinations {
@@ -66,7 +69,7 @@ impl Work<'_> {
     /// What the queue knows of a delivery's ID. `None`: it is a new one.
     fn known(&mut self, delivery: &Delivery) -> rusqlite::Result<Option<Enqueued>> {
         let (webhook, id) = (&delivery.webhook, text_of(delivery.parcel.id.as_bytes()));
-        let body = &delivery.parcel.body[..];
+        let body = &delivery.parcel.body.bytes()[..];
         // The newest one counts.
         let found = self
             .transaction
