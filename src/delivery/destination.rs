@@ -26,7 +26,7 @@ pub struct Settings {
     pub name: String,
     /// Where requests go.
     pub target: Target,
-    /// The form in which deliveries are handed on.
+    /// The form in which deliveries are forwarded.
     pub format: Format,
     /// From the start of an attempt to the upstream's status.
     pub timeout: Duration,
@@ -47,7 +47,7 @@ impl Settings {
     pub const TIMEOUT: Duration = Duration::from_secs(10);
 }
 
-/// The form in which a delivery is handed on.
+/// The form in which a delivery is forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// As it came: the verified bytes, unchanged.
@@ -94,7 +94,7 @@ pub struct Destination {
     head: Vec<u8>,
 }
 
-/// A delivery as it is handed on: what the sender said of it, and what was found out.
+/// A delivery as it is forwarded: what the sender said of it, and what was found out.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     /// The verified bytes.
