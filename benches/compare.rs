@@ -57,7 +57,7 @@ const SECRET_BASE64: &str = "dGhlIHNlY3JldCBvZiB0aGUgYmVuY2hlcw==";
 /// Of bodies, in bytes.
 const SIZES: [usize; 3] = [400, 4 << 10, 64 << 10];
 
-/// What is sent, and what has to come back.
+/// What is sent, and what must come back.
 struct Case {
     name: &'static str,
     size: usize,

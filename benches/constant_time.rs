@@ -64,7 +64,7 @@ fn main() {
             };
             let wrong = (row.t > LIMIT) != leaks;
             failed |= wrong;
-            let verdict = if wrong { "  <- not as it has to be" } else { "" };
+            let verdict = if wrong { "  <- not as it must be" } else { "" };
             println!(
                 "{checked:<34} {classes:<46} {:>8.1} {:>8.2}  {:>9.2}{verdict}",
                 row.mean, row.apart, row.t

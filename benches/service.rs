@@ -11,7 +11,7 @@
 //! - how fast waiting deliveries are delivered, by one destination's worker with `concurrency` as it is by default;
 //! - what several services on one NATS server take in and deliver together.
 //!
-//! At the end of each, the upstream has to have seen every delivery that was accepted, once.
+//! At the end of each, the upstream must have seen every delivery that was accepted, once.
 //!
 //! Options, behind `--`: `--seconds S` for the length of each measurement, `--rounds N` for their number, `--waiting N` for how
 //! many deliveries are drained, `--hookgate PATH` for another binary, `--folder DIR` for where files are written.

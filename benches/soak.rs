@@ -3,7 +3,7 @@
 //! `cargo bench --bench soak`, one minute, or `cargo bench --bench soak -- --minutes 30`. It starts the
 //! program, optimised, and an upstream, and holds them to four things at the end:
 //!
-//! - every request that can be answered was answered, and with the outcome that it has to have;
+//! - every request that can be answered was answered, and with the outcome that it must have;
 //! - every label of `hookgate_requests_total` counts exactly what was sent, also what nobody waited for;
 //! - the upstream saw exactly what was forwarded, each delivery once;
 //! - memory and file descriptors are flat once the service is warm, and everything is given back at the end.
@@ -102,7 +102,7 @@ fn length() -> Duration {
 #[derive(Default)]
 struct Ledger {
     accounts: Mutex<BTreeMap<(&'static str, &'static str), Account>>,
-    /// IDs that the upstream has to see, and how often at most.
+    /// IDs that the upstream must see, and how often at most.
     forwarded: Mutex<HashMap<String, u32>>,
 }
 
@@ -169,7 +169,7 @@ struct Sender {
     connection: Option<BufReader<TcpStream>>,
 }
 
-/// A request and the outcome that it has to have.
+/// A request and the outcome that it must have.
 struct Letter {
     webhook: &'static str,
     label: &'static str,
@@ -322,7 +322,7 @@ impl Sender {
         }
     }
 
-    /// What is no HTTP gets a bare 400 or nothing, and counts as no request.
+    /// What is not HTTP gets a bare 400 or nothing, and counts as no request.
     fn noise(&mut self) {
         let noise: [&[u8]; 3] =
             [b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x03\r\n\r\n", b"GET\r\n\r\n", b"\0\0\r\n\r\n"];

@@ -158,7 +158,7 @@ pub fn runtime() -> io::Result<Runtime> {
 }
 
 impl App {
-    /// Binds the listeners and prepares everything else. Has to be called on the runtime of [`App::run`]. `log` lets a reload change the log's level.
+    /// Binds the listeners and prepares everything else. Must be called on the runtime of [`App::run`]. `log` lets a reload change the log's level.
     ///
     /// # Errors
     ///
@@ -312,7 +312,7 @@ impl App {
             biased;
             () = all(&mut lanes) => Drained::Completely,
             () = tokio::time::sleep(self.settings.drain_timeout) => {
-                warn!("`drain_timeout` has passed, cutting off what is left");
+                warn!("`drain_timeout` has passed: cutting off what is not finished");
                 drain.cut();
                 cut.cancel();
                 // What is left answers and ends within moments of the cut.
@@ -337,7 +337,7 @@ impl App {
     }
 }
 
-/// The first SIGTERM or SIGINT, and the second: what [`App::run`] wants. Has to be called on its runtime.
+/// The first SIGTERM or SIGINT, and the second: what [`App::run`] wants. Must be called on its runtime.
 ///
 /// # Errors
 ///

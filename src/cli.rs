@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(explained("hookgate", &Cli::command()), 8 + 4);
     }
 
-    /// How many commands there are below this one. Each has to explain itself.
+    /// How many commands there are below this one. Each must explain itself.
     fn explained(path: &str, above: &clap::Command) -> usize {
         let mut seen = 0;
         for command in above.get_subcommands() {

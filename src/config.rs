@@ -81,13 +81,13 @@ pub struct Config {
     pub log: log::Settings,
     /// `[dedupe]`.
     pub dedupe: dedupe::Settings,
-    /// `[queue]`. `None`: each delivery is handed on at once.
+    /// `[queue]`. `None`: each delivery is forwarded at once.
     pub queue: Option<Queue>,
     /// `[[webhook]]`, at least one.
     pub webhooks: Vec<Webhook>,
     /// What is to be warned of and not wrong, in the order of the file.
     pub warnings: Vec<Mistake>,
-    /// The file itself and every file that it names: what has to be watched for changes.
+    /// The file itself and every file that it names: what must be watched for changes.
     pub files: Vec<PathBuf>,
     /// When the first certificate ends in each file that has some, by the path that the file names.
     pub certificates: BTreeMap<PathBuf, SystemTime>,
@@ -267,11 +267,7 @@ fn read(path: &Path, patience: &Patience) -> Result<Zeroizing<String>, Report> {
 fn tree<'t>(context: &Context<'_>, text: &'t str) -> Option<Spanned<DeTable<'t>>> {
     // It would be one mistake for each line.
     if let Some(at) = lone_return(text) {
-        context.mistake(
-            at,
-            "",
-            "the lines end with a carriage return alone: save the file with LF or CRLF at their ends",
-        );
+        context.mistake(at, "", "the lines end with CR only: save the file with LF or CRLF as line ends");
         return None;
     }
     let (tree, errors) = DeTable::parse_recoverable(text);

@@ -1,7 +1,7 @@
 //! Handing accepted deliveries on: now, or from a durable queue, and a record of each attempt.
 //!
 //! [`dispatch`] decides how, [`attempt`] tries once, [`destination`] says what the upstream receives. With a queue, a
-//! delivery is committed to it by `dispatch` and handed on by [`worker`], as [`backoff`] and [`circuit`] say when.
+//! delivery is committed to it by `dispatch` and delivered by [`worker`], as [`backoff`] and [`circuit`] say when.
 
 /// A step of a delivery's way at which tests kill the process: it ends here if the variable `FAILPOINTS` says so. Nothing in
 /// what is shipped, where the feature of the crate `fail` is off.

@@ -86,7 +86,7 @@ impl fmt::Display for ReadError {
         if self.repeatable {
             write!(f, "{} ", self.path.display())?;
         } else {
-            f.write_str("what stands here as the path of a file ")?;
+            f.write_str("the file that is named here ")?;
         }
         self.why.fmt(f)
     }
@@ -208,7 +208,7 @@ fn read_now(path: &Path, limit: usize) -> Result<Content, Why> {
 }
 
 /// What `work` comes to, if that is within `patience`. It is for questions to the file system, each of which may hang:
-/// it goes on by itself where it does.
+/// it recovers on its own where it does.
 pub fn within<T: Send + 'static>(patience: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     on_a_thread(patience, work).ok()
 }

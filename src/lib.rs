@@ -64,7 +64,7 @@
 //! | mark | what hookgate writes into `traceparent` to recognise its own requests |
 //! | misfit | a delivery whose kind its body does not prove |
 //! | orphaned | said of a job whose webhook or destination is not in the configuration any more |
-//! | parcel | what is handed on: the verified body with its headers and its name |
+//! | parcel | what is forwarded: the verified body with its headers and its name |
 //! | place | a permit for one connection of a crowd |
 //! | recipient | a destination of a webhook, by both names; waiting jobs belong to it |
 //! | rest | an idle connection rests: it is put away, and costs a few kilobytes until its next byte |

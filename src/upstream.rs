@@ -1,10 +1,10 @@
 //! The client side: one send to an upstream, under one deadline, its answer capped.
 //!
-//! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved anew for each new
-//! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is no usable answer.
+//! It knows addresses, connections and HTTP, and nothing of webhooks. Names are resolved again for each new
+//! connection, and no connection is used for long, so that a name that points elsewhere is noticed. Redirects are not followed: a 3xx is not a usable answer.
 //!
 //! A send puts its request on one connection, once. A pooled connection is used only if the system says that nothing has
-//! come on it and that it is not closed; one that breaks all the same may have brought the request to the upstream, and a
+//! come on it and that it is not closed; one that still breaks may have brought the request to the upstream, and a
 //! `POST` is not repeated on a guess (RFC 9110, 9.2.2).
 
 mod answer;

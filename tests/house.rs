@@ -212,3 +212,120 @@ fn stores_know_of_delivery_only_what_is_handed_on() {
     }
     assert!(seen > 10, "{seen}");
 }
+
+/// What must not come back: phrases that are not English, or hide who does what, each with what to write instead.
+const RIDDLES: [(&str, &str); 12] = [
+    ("is no ", "is not a"),
+    ("are no ", "are not"),
+    ("is none", "is not one; does not have one"),
+    ("are none", "are not; do not have any"),
+    ("has to ", "must"),
+    ("have to ", "must"),
+    ("having to ", "must"),
+    ("never not", "always"),
+    ("come about", "happen, succeed"),
+    ("comes about", "happens, succeeds"),
+    ("doubtful", "say what is wrong"),
+    ("handed on", "forwarded, delivered"),
+];
+
+/// What looks like one of them and is plain.
+const PLAIN: [&str; 8] = [
+    "there is no ",
+    "there are no ",
+    "there is none",
+    "there are none",
+    "is no longer",
+    "is no more",
+    "are no longer",
+    "are no more",
+];
+
+/// The riddles in a text.
+fn riddles(text: &str) -> Vec<&'static str> {
+    let mut text = text.to_lowercase();
+    for plain in PLAIN {
+        text = text.replace(plain, "");
+    }
+    let words = |at: usize| !text[..at].ends_with(|c: char| c.is_alphanumeric());
+    RIDDLES
+        .iter()
+        .filter(|(riddle, _)| text.match_indices(riddle).any(|(at, _)| words(at)))
+        .map(|(riddle, _)| *riddle)
+        .collect()
+}
+
+/// The string literals and doc comments of a source file, by line. A literal that goes over several lines is found on each.
+fn prose(source: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut inside = false;
+    for (number, line) in source.lines().enumerate() {
+        let trimmed = line.trim_start();
+        let mut text = String::new();
+        if !inside && trimmed.starts_with("//") {
+            if trimmed.starts_with("///") || trimmed.starts_with("//!") {
+                text.push_str(trimmed);
+            }
+        } else {
+            let mut before = ' ';
+            for c in line.chars() {
+                if c == '"' && before != '\\' && (before != '\'' || inside) {
+                    inside = !inside;
+                    text.push('\n');
+                } else if inside {
+                    text.push(c);
+                }
+                before = if before == '\\' && c == '\\' { ' ' } else { c };
+            }
+            // Raw strings keep their backslashes, and may leave this out of step: a literal ends with its line unless
+            // the line says that it goes on.
+            inside = inside && line.trim_end().ends_with('\\');
+        }
+        found.push((number + 1, text));
+    }
+    found
+}
+
+#[test]
+fn riddles_are_found() {
+    assert_eq!(riddles("This is no URL, and it has to be one"), ["is no ", "has to "]);
+    assert_eq!(riddles("There is no URL. It is no longer used."), [""; 0]);
+    assert_eq!(riddles("its basis no one knows"), [""; 0]);
+    let source = "/// It is none.\nlet a = b; // has to\nerror(\"it \\\"is none\\\" \\\n  and has to be\")";
+    let found: Vec<_> = prose(source)
+        .into_iter()
+        .flat_map(|(line, text)| riddles(&text).into_iter().map(move |riddle| (line, riddle)))
+        .collect();
+    assert_eq!(found, [(1, "is none"), (3, "is none"), (4, "has to ")]);
+}
+
+/// In what people read: messages, documentation, documents. Tests in source files may quote.
+#[test]
+fn what_people_read_is_plain() {
+    let top = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut texts = Vec::new();
+    for path in sources(&top.join("src")) {
+        let source = fs::read_to_string(&path).unwrap();
+        texts.extend(prose(&source).into_iter().map(|(line, text)| (path.clone(), line, text)));
+    }
+    let mut documents: Vec<_> = ["README.md", "SECURITY.md", "CHANGELOG.md", "config.example.toml"]
+        .iter()
+        .map(|name| top.join(name))
+        .collect();
+    documents.extend(fs::read_dir(top.join("docs")).unwrap().map(|entry| entry.unwrap().path()));
+    for path in documents.into_iter().filter(|path| path.is_file()) {
+        let text = fs::read_to_string(&path).unwrap();
+        texts.extend(text.lines().enumerate().map(|(line, text)| (path.clone(), line + 1, text.to_owned())));
+    }
+    assert!(texts.len() > 20_000, "{}", texts.len());
+    let found: Vec<_> = texts
+        .iter()
+        .flat_map(|(path, line, text)| {
+            riddles(text).into_iter().map(move |riddle| {
+                let instead = RIDDLES.iter().find(|(other, _)| *other == riddle).unwrap().1;
+                format!("{}:{line}: \"{riddle}\": write \"{instead}\": {}", path.display(), text.trim())
+            })
+        })
+        .collect();
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}

@@ -21,7 +21,7 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// Starts a service with this configuration, whose log has to be JSON and have its `info` lines at the start.
+    /// Starts a service with this configuration, whose log must be JSON and have its `info` lines at the start.
     pub(crate) fn start(program: &Path, config: &Path, environment: &[(&str, &str)]) -> Self {
         let mut child = Command::new(program)
             .args(["run", "--config"])
@@ -40,7 +40,7 @@ impl Program {
             }
         };
         let (webhook, ops) = (listening("webhook"), listening("ops"));
-        // The log has to be read on, or it would fill its pipe.
+        // The log must be read on, or it would fill its pipe.
         thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
         Self { child, webhook, ops }
     }

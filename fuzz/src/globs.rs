@@ -1,6 +1,6 @@
 //! Globs of `environments` and `tags`: the first line is the pattern, the rest is the name.
 //!
-//! Promise: `*` is any run of characters, `?` is one, everything else is itself, and the whole name has to fit.
+//! Promise: `*` is any run of characters, `?` is one, everything else is itself, and the whole name must fit.
 
 use hookgate::webhook::filter::Globs;
 

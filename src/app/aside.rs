@@ -36,9 +36,7 @@ pub(super) enum NotDone {
     #[error("{} is still not read after {PATIENCE:?}: is it a pipe, or on a file system that hangs?", .0.display())]
     Hangs(PathBuf),
     /// Too many are left alone.
-    #[error(
-        "{0} threads still wait for files that cannot be read: mend the file system, or restart hookgate"
-    )]
+    #[error("{0} threads wait for files that cannot be read: repair the file system, or restart hookgate")]
     TooMany(usize),
     /// It panicked.
     #[error("the thread that reads failed")]
@@ -144,7 +142,7 @@ mod tests {
         aside.all_are_back().await;
     }
 
-    /// Many files that are slow are no file that hangs.
+    /// Many slow files are not a file that hangs.
     #[tokio::test(start_paused = true)]
     async fn each_file_has_its_time() {
         let aside = Aside::new(1);

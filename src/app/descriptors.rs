@@ -1,6 +1,6 @@
 //! File descriptors: as many as the system allows, and a warning where that is fewer than the connections may need.
 //!
-//! Without any left the service pauses accepting, so too few of them are no mistake.
+//! Without any left the service pauses accepting, so too few of them are not a mistake.
 
 use std::io;
 
@@ -8,7 +8,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::{Config, Mistake};
 
-/// For what is no connection of a sender or towards the service: listeners, the ops listener's connections, idle
+/// For what is not a connection of a sender or towards the service: listeners, the ops listener's connections, idle
 /// connections to services, files being read.
 const BESIDE_CONNECTIONS: u64 = 256;
 
@@ -37,7 +37,7 @@ fn doubt(config: &Config, allowed: u64) -> Option<Mistake> {
         key: "server.max_connections".to_owned(),
         text: format!(
             "{connections} connections may need {needed} open files, and the system allows {allowed}: raise its hard \
-             limit (`LimitNOFILE=`, `ulimit -Hn`) or lower `max_connections`; while there are none left, nobody is let in"
+             limit (`LimitNOFILE=`, `ulimit -Hn`) or lower `max_connections`; when none are left, connections must wait"
         ),
     })
 }

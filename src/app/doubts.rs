@@ -21,11 +21,11 @@ pub fn doubts(config: &Config) -> Vec<Mistake> {
 
 /// A filter from the environment wins without a word in the file.
 fn doubt_filter(filter: &str) -> String {
-    const FIX: &str = "unset RUST_LOG to have what the file says";
+    const FIX: &str = "unset RUST_LOG to use the file's level";
     if EnvFilter::builder().parse(filter).is_err() {
-        return format!("the variable RUST_LOG is set to what is not a filter, and is ignored: {FIX}");
+        return format!("the variable RUST_LOG is not a filter and is ignored: {FIX}");
     }
-    // A word that is no level, and no target with one, is the name of a target, or not meant for RUST_LOG at all.
+    // A word that is not a level, and no target with one, is the name of a target, or not meant for RUST_LOG at all.
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"]
             .iter()
@@ -36,10 +36,10 @@ fn doubt_filter(filter: &str) -> String {
         is_level(level.trim()) && target.len() <= 64 && !target.contains(|c: char| c.is_control() || c == ' ')
     };
     if filter.split(',').all(|word| is_plain(word.trim())) {
-        format!("the variable RUST_LOG is set to `{filter}`, which wins over what the file says: {FIX}")
+        format!("the variable RUST_LOG is set to `{filter}`, which wins over the file: {FIX}")
     } else {
         format!(
-            "the variable RUST_LOG wins over what the file says, and names targets without their level, so that little may be left of the log: {FIX}"
+            "the variable RUST_LOG wins over the file, but names targets without a level, so that little may be left of the log: {FIX}"
         )
     }
 }

@@ -43,7 +43,7 @@ fn doubt(config: &Config, limit: u64) -> Option<Mistake> {
         place: None,
         key: "server.max_inflight_bytes".to_owned(),
         text: format!(
-            "the service may need {} of memory, and its container has {}, beyond which the kernel ends it: give it more, or lower `max_inflight_bytes` or `max_connections`",
+            "the service may need {} of memory, but its container has {}, and beyond that the kernel kills it: give it more, or lower `max_inflight_bytes` or `max_connections`",
             mebi(bound),
             show_size(limit),
         ),
@@ -81,7 +81,7 @@ fn limit_of(root: &Path, line: &str) -> Option<u64> {
     groups.into_iter().filter_map(|group| number_in(&group.join(file))).min()
 }
 
-/// The number in a file; what is as large as the memory of no machine is no limit.
+/// The number in a file; a value larger than any machine's memory is not a limit.
 fn number_in(file: &Path) -> Option<u64> {
     const NONE: u64 = 1 << 60;
     text(file)?.trim().parse().ok().filter(|number| *number < NONE)

@@ -92,11 +92,13 @@ pub(super) async fn close(queue: &dyn Queue) -> bool {
     match timeout(CLOSE, queue.close()).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            warn!(%error, "the queue was not closed: what is not in it yet may be delivered again");
+            warn!(%error, "the queue was not closed: deliveries whose outcome is not recorded may be made again");
             false
         }
         Err(_elapsed) => {
-            warn!("closing the queue takes too long: what is not in it yet may be delivered again");
+            warn!(
+                "closing the queue takes too long: deliveries whose outcome is not recorded may be made again"
+            );
             false
         }
     }

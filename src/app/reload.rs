@@ -97,7 +97,7 @@ const ATTEMPTS: usize = 3;
 pub(super) fn hangups() -> Option<Signal> {
     signal(SignalKind::hangup())
         .map_err(|error| {
-            warn!(%error, "SIGHUP cannot be watched; changed files are noticed all the same");
+            warn!(%error, "SIGHUP cannot be watched; changed files are still noticed");
         })
         .ok()
 }
@@ -123,7 +123,7 @@ enum What {
 const MOST_HANGING: usize = 8;
 
 impl Source {
-    /// Loads the configuration anew at each SIGHUP and each change of its files. Does not end.
+    /// Loads the configuration again at each SIGHUP and each change of its files. Does not end.
     pub(super) async fn reload_on_change(self, serving: Serving, mut hangups: Option<Signal>) {
         let this = Arc::new((self, serving));
         let (source, serving) = &*this;
@@ -165,7 +165,7 @@ impl Source {
         }
     }
 
-    /// Reads the file and what it names, until nothing changed meanwhile: halves of two versions are no configuration.
+    /// Reads the file and what it names, until nothing changed meanwhile: halves of two versions are not a configuration.
     /// What a wrong configuration names is watched too, as it may be what is missing.
     fn load(&self, serving: &Serving, mut files: Vec<PathBuf>, progress: &Progress) -> Loaded {
         let tell: &dyn Fn(&Path) = &|file| progress.at(file);
@@ -209,7 +209,7 @@ impl Source {
         let wrong = |error: &dyn fmt::Display| error!(%error, "the new configuration is wrong");
         let done = match what {
             What::Moving => {
-                info!("the configuration's files are changing: it is reloaded when they have come to rest");
+                info!("the configuration's files are changing: it is reloaded once they stop changing");
                 return;
             }
             What::Wrong(report) => {

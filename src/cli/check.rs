@@ -131,10 +131,15 @@ impl Display for Description<'_> {
         )?;
         let window = config.dedupe.window;
         if window.is_zero() {
-            line(f, 0, "duplicates", "not told: no memory of IDs at all")?;
+            line(f, 0, "duplicates", "not detected: IDs are not remembered")?;
         } else {
             let what = if config.queue.is_some() { "while one waits, and for" } else { "for" };
-            line(f, 0, "duplicates", format_args!("told {what} {} after a delivery", show_duration(window)))?;
+            line(
+                f,
+                0,
+                "duplicates",
+                format_args!("detected {what} {} after a delivery", show_duration(window)),
+            )?;
         }
         if let Some(queue) = &config.queue {
             describe_queue(f, queue)?;
@@ -177,7 +182,7 @@ fn describe_queue(f: &mut Formatter<'_>, queue: &Queue) -> fmt::Result {
             }
         }
     }
-    line(f, 0, "", "a delivery is answered 202 once it is there, and handed on from there")?;
+    line(f, 0, "", "a delivery is answered 202 once it is committed, and delivered from there")?;
     line(
         f,
         0,
@@ -204,7 +209,7 @@ fn describe_queue(f: &mut Formatter<'_>, queue: &Queue) -> fmt::Result {
         0,
         "kept",
         format_args!(
-            "what is done for {}, dead letters for {}, {} in all",
+            "finished deliveries for {}, dead letters for {}, {} in all",
             show_duration(retention.retain),
             show_duration(retention.dead_retain),
             show_size(retention.max_bytes),
@@ -243,7 +248,7 @@ fn describe_webhook(f: &mut Formatter<'_>, webhook: &Webhook) -> fmt::Result {
         "kind check",
         match filter.kind_check {
             KindCheck::Enforce => "a payload that does not fit its kind is refused",
-            KindCheck::Warn => "a payload that does not fit its kind is logged and goes on",
+            KindCheck::Warn => "a payload that does not fit its kind is logged and forwarded",
         },
     )?;
     for (settings, told) in settings.destinations.iter().zip(&webhook.destinations) {
@@ -273,7 +278,7 @@ fn describe_destination(
         line(f, 2, "identity", Files(files))?;
     }
     if settings.policy.in_order {
-        line(f, 2, "order", "the deliveries of one environment one after another, as they came")?;
+        line(f, 2, "order", "the deliveries of one environment one after another, in order of arrival")?;
     }
     if let Some(wait) = settings.policy.coalesce {
         line(
@@ -308,7 +313,7 @@ fn describe_events(f: &mut Formatter<'_>, depth: usize, events: &Events) -> fmt:
         match Kind::find(kind) {
             None => tell(&format_args!("kind {kind}, unknown to hookgate: its payload is not checked"))?,
             Some(_) if filters == [kind] => tell(&format_args!("kind {kind}"))?,
-            Some(_) => tell(&format_args!("kind {kind}, all of it: {}", filters.join(", ")))?,
+            Some(_) => tell(&format_args!("kind {kind}, all its events: {}", filters.join(", ")))?,
         }
         told.extend(filters);
     }
@@ -322,7 +327,7 @@ fn describe_events(f: &mut Formatter<'_>, depth: usize, events: &Events) -> fmt:
         if event.is_published() {
             tell(&event.name)?;
         } else {
-            tell(&format_args!("{}, as far as it can be told", event.name))?;
+            tell(&format_args!("{}, as far as hookgate can recognise it", event.name))?;
         }
     }
     Ok(())

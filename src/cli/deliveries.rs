@@ -56,7 +56,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show what came and what became of it, the newest first
+    /// List deliveries and their outcomes, the newest first
     List(list::Args),
     /// Show everything about a delivery: headers, attempts, answers
     Show(show::Args),
@@ -111,7 +111,7 @@ impl StoreArgs {
             let log = self.open()?;
             ready(&*log.queue).await?;
             let done = work(&log).await;
-            // What was done is committed: an end that does not come about takes nothing back.
+            // What was done is committed: a failure at the end takes nothing back.
             drop(timeout(Duration::from_secs(1), log.queue.close()).await);
             done
         })
@@ -149,7 +149,7 @@ fn sqlite(path: &Path) -> Result<Box<dyn Queue>, Failure> {
                 "there is no queue {shown}: `hookgate run` makes it when it starts with [queue]"
             )));
         }
-        Ok(file) if !file.is_file() => return Err(Failure::Usage(format!("{shown} is no file"))),
+        Ok(file) if !file.is_file() => return Err(Failure::Usage(format!("{shown} is not a file"))),
         _ => {}
     }
     match Sqlite::open_beside(path) {
@@ -159,14 +159,15 @@ fn sqlite(path: &Path) -> Result<Box<dyn Queue>, Failure> {
     }
 }
 
-/// A file is ready at once; a server has to be reached first.
+/// A file is ready at once; a server must be reached first.
 async fn ready(queue: &dyn Queue) -> Result<(), Failure> {
     let mut health = queue.health();
     let reached = timeout(REACH, health.wait_for(|health| *health == Health::Ready)).await.is_ok();
     match &*queue.health().borrow() {
-        Health::NotReady(why) if !reached => {
-            Err(Failure::Failed(format!("the queue is not there after {}: {why}", show_duration(REACH))))
-        }
+        Health::NotReady(why) if !reached => Err(Failure::Failed(format!(
+            "the queue is still not available after {}: {why}",
+            show_duration(REACH)
+        ))),
         _ => Ok(()),
     }
 }

@@ -1,5 +1,5 @@
 //! `hookgate demo`: the whole path on this machine. An upstream and hookgate start on free loopback ports; sample
-//! deliveries and forgeries are sent, and each is compared with what has to become of it.
+//! deliveries and forgeries are sent, and each is compared with what must become of it.
 //!
 //! The service in it is the one that `run` runs. The secret is made for the occasion and forgotten afterwards.
 
@@ -246,7 +246,7 @@ async fn leave_running(
         .map_err(|error| Failure::Failed(format!("cannot write the files to try with: {error}")))?;
     writeln!(
         out,
-        "\nIt goes on running until Ctrl-C. In another terminal:\n\n{}\n",
+        "\nIt keeps running until Ctrl-C. In another terminal:\n\n{}\n",
         files.commands(webhook, ops)
     )?;
     let mut end = std::pin::pin!(end);

@@ -80,13 +80,13 @@ impl Args for SecretSet {
                     .required_unless_present("secret_env")
                     .help(concat!(
                         "The file that holds the webhook's secret; `-` is standard input. ",
-                        "Give it again for other secrets that --explain shall try",
+                        "Repeat it to let --explain try other secrets",
                     )),
             )
             .arg(Arg::new("secret_env").long("secret-env").value_name("NAME").action(ArgAction::Append).help(
                 concat!(
                     "The environment variable that holds the webhook's secret. ",
-                    "Give it again for other secrets that --explain shall try",
+                    "Repeat it to let --explain try other secrets",
                 ),
             ))
     }

@@ -45,8 +45,8 @@ Examples:
       --url https://127.0.0.1:8443/webhooks/pulumi
   hookgate send --event ping --unsigned --url http://127.0.0.1:8080/webhooks/pulumi
 
-It prints what was sent and the answer; the last of these has to be refused.
-Exit status: 0 the answer is a 2xx, 1 it is not or there is none.";
+It prints what was sent and the answer; the last of these must be refused.
+Exit status: 0 the answer is a 2xx, 1 it is not, or there was no answer.";
 
 /// Arguments of `send`.
 #[derive(Debug, clap::Args)]
@@ -158,7 +158,7 @@ pub(super) fn delivery(
     request
 }
 
-/// A random (version 4) UUID, as Pulumi's IDs are. It has to be new, not secret.
+/// A random (version 4) UUID, as Pulumi's IDs are. It must be new, not secret.
 pub(super) fn random_id() -> HeaderValue {
     let random = fastrand::u128(..);
     let version_4 = random & !(0xf << 76) | 4 << 76;
@@ -283,7 +283,7 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let (name, value) = text.split_once(':').ok_or("write it as 'Name: value'")?;
     let name = HeaderName::from_bytes(name.trim().as_bytes()).or(Err("that is not a header name"))?;
     if [CONTENT_LENGTH, TRANSFER_ENCODING, CONNECTION].contains(&name) {
-        return Err("that header says how the message is framed, and is set by itself".into());
+        return Err("hookgate sets that header itself: it says how the message is framed".into());
     }
     Ok((name, header_value(value.trim())?))
 }

@@ -45,7 +45,7 @@ pub(super) fn identity(item: Item<'_>) -> Option<(Identity, IdentityFiles)> {
         Ok(identity) => Some((identity, IdentityFiles { cert, key })),
         Err(IdentityError::Mismatch) => {
             let text = format_args!(
-                "the key in {} does not belong to the first certificate in {}: put the two together that were made for each other, the server's own certificate first",
+                "the key in {} does not belong to the first certificate in {}: use a key and a certificate that were made for each other, and put the server's own certificate first",
                 key.display(),
                 cert.display()
             );
@@ -162,7 +162,7 @@ fn wrong_certificates(path: &Path, error: CertificatesError) -> String {
             format!("{path} holds no certificate: it must be in PEM, with -----BEGIN CERTIFICATE-----")
         }
         CertificatesError::Broken => {
-            format!("{path} is not whole: it must be PEM certificates, each from BEGIN to END")
+            format!("{path} is incomplete: it must be PEM certificates, each from BEGIN to END")
         }
         CertificatesError::Unusable => {
             format!("a certificate in {path} cannot be read: each must be X.509, remove the one that is not")
@@ -176,9 +176,9 @@ fn wrong_key(path: &Path, error: KeyError) -> String {
         KeyError::Missing => {
             format!("{path} holds no private key: it must be in PEM, with -----BEGIN PRIVATE KEY-----")
         }
-        KeyError::Broken => format!("{path} is not whole: it must be a PEM private key from BEGIN to END"),
+        KeyError::Broken => format!("{path} is incomplete: it must be a PEM private key from BEGIN to END"),
         KeyError::Encrypted => format!(
-            "the private key in {path} is encrypted, and nobody is there to type its passphrase: decrypt it, e.g. with `openssl pkey -in OLD -out NEW`"
+            "the private key in {path} is encrypted, and hookgate cannot ask for its passphrase: decrypt it, e.g. with `openssl pkey -in OLD -out NEW`"
         ),
         KeyError::Unusable => format!(
             "the private key in {path} cannot be used: it must be ECDSA (P-256 or P-384), Ed25519, or RSA of 2048 to 4096 bits"

@@ -47,14 +47,14 @@ pub(super) fn destinations(
     const EXAMPLE: &str = "write [[webhook.destination]] with url = \"http://127.0.0.1:3000/hooks/pulumi\"";
 
     let before = webhook.context.mistakes();
-    let item = webhook.require("destination", format_args!("deliveries have to go somewhere; {EXAMPLE}"))?;
+    let item = webhook.require("destination", format_args!("deliveries must go somewhere; {EXAMPLE}"))?;
     let mut names = Taken::new("name", "destination");
     let mut all = Vec::new();
     let tables = tables(&item, EXAMPLE, |table, of| destination_name(table, of).map(Ok));
     let of = tables.len();
     for (number, table) in (1..).zip(tables) {
         if number == 2 && around.queue.is_none() {
-            table.mistake("is the second destination: a webhook has one as long as there is no queue; write a section [queue], remove it, or give it a webhook of its own");
+            table.mistake("is the second destination, and without a queue a webhook has one: write a section [queue], remove it, or give it a webhook of its own");
         }
         let name = destination_name(table.entries(), of);
         match &name {
@@ -62,7 +62,7 @@ pub(super) fn destinations(
             None if table.find("name").is_none() => table.context.mistake(
                 table.at,
                 &table.path("name"),
-                "is missing: each of several destinations must have one, since what waits in the queue belongs to it; write name = \"…\"",
+                "is missing: each of several destinations must have one, since waiting deliveries belong to it; write name = \"…\"",
             ),
             None => {}
         }
@@ -109,13 +109,13 @@ fn destination(
     ))
 }
 
-/// `order` and `coalesce`: what is not handed on at once can be put in order.
+/// `order` and `coalesce`: what is not forwarded at once can be put in order.
 fn policy(table: &mut Table<'_>, queue: Option<&Queued>) -> Policy {
     let mut take = |name: &'static str| {
         let item = table.take(name)?;
         let why = match queue {
             None => {
-                "needs the queue, since without it each delivery is handed on at once: write a section [queue], or remove it"
+                "needs the queue, since without it each delivery is forwarded at once: write a section [queue], or remove it"
             }
             Some(Queued { ordered: false, .. }) => {
                 "needs the queue in a file, since several services that share one on NATS keep no order among them: write store = \"sqlite\", or remove it"
@@ -154,7 +154,7 @@ fn url(item: &Item<'_>, own: &Own) -> Option<(String, Target)> {
     let patience = item.context.patience;
     if let Some(listener) = own.listener_at(&target.address, patience) {
         item.mistake(format_args!(
-            "is hookgate's own listener (`{listener}`): deliveries would come back to it and arrive nowhere; write the address of the service, or give one of the two another port"
+            "is hookgate's own listener (`{listener}`): deliveries would come back to it and never reach a service; write the address of the service, or give one of the two another port"
         ));
         return None;
     }
@@ -162,7 +162,7 @@ fn url(item: &Item<'_>, own: &Own) -> Option<(String, Target)> {
         && !is_this_machine(host, patience)
     {
         item.warning(
-            "goes to another machine without TLS: whoever is on the way can read and change deliveries and headers; write https://, or let hookgate run beside the service",
+            "goes to another machine without TLS: anyone on the network path can read and change deliveries and headers; write https://, or let hookgate run beside the service",
         );
     }
     Some((text.to_owned(), target))
@@ -211,7 +211,7 @@ fn headers(item: Item<'_>) -> (HeaderMap, Vec<(String, Source)>) {
             Some(name) if headers.contains_key(name) => context.mistake(
                 key_at,
                 &key,
-                "is a header that is here already: upper and lower case are the same, remove one",
+                "is given twice, since names of headers ignore case: remove one",
             ),
             Some(_) => {}
         }

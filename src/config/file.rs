@@ -65,7 +65,7 @@ impl Settings {
         let dedupe = section(&mut root, "dedupe").map(dedupe).unwrap_or_default();
         root.refuse(
             "console",
-            "is not built yet: remove it; /metrics and the log say what became of a delivery until then",
+            "is not built yet: remove it; until then, /metrics and the log show what happened to a delivery",
         );
         root.refuse(
             "destination",
@@ -130,7 +130,7 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
             .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
     };
     if table.context.mistakes() == before && settings.max_inflight_bytes < settings.max_body {
-        let text = "is below `max_body`, so that the longest body would never be let in: raise it, or lower `max_body`";
+        let text = "is below `max_body`, so that the longest body could never be accepted: raise it, or lower `max_body`";
         match table.find("max_inflight_bytes").or_else(|| table.find("max_body")) {
             Some(item) => table.context.mistake(item.at, &table.path("max_inflight_bytes"), text),
             None => table.mistake(text),
@@ -167,7 +167,7 @@ fn check_listeners(root: &Table<'_>, server: &Address, ops: SocketAddr) {
         let table = root.find(section).and_then(|item| item.table(""));
         if let Some(item) = table.and_then(|table| table.find("listen")) {
             item.mistake(format_args!(
-                "is the address of `{other}` too: choose another port for one of them"
+                "is also the address of `{other}`: choose another port for one of them"
             ));
             return;
         }
@@ -180,7 +180,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || whole(a.ip()) || whole(b.ip()))
 }
 
-/// The networks of proxies. An empty list is none.
+/// The networks of proxies. An empty list means none.
 fn networks(item: &Item<'_>) -> Option<TrustedProxies> {
     const EXAMPLE: &str = "[\"10.0.0.0/8\"]";
     if item.value.as_array().is_some_and(|list| list.is_empty()) {
@@ -270,7 +270,7 @@ fn listen_mode(item: &Item<'_>) -> Option<u32> {
     match mode {
         None => item.mistake(format_args!("{} is not a mode: write {WANTED}", quoted(text))),
         Some(mode) if mode & 0o222 == 0 => item.mistake(format_args!(
-            "lets nobody connect, which needs permission to write: write \"0660\", or \"0666\" for everybody"
+            "lets nobody connect, because connecting needs write permission: write \"0660\", or \"0666\" for everybody"
         )),
         Some(_) => return mode,
     }
@@ -306,7 +306,7 @@ fn log(mut table: Table<'_>) -> log::Settings {
 fn level(item: &Item<'_>) -> Option<String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let text = item.text("a level such as \"info\" or a filter directive such as \"hookgate=debug\"")?;
-    // A word that is no level is the name of a target, of which everything is then logged and of all else nothing.
+    // A word that is not a level is the name of a target, of which everything is then logged and of all else nothing.
     for word in text.split(',').map(str::trim).filter(|word| !word.contains(['=', '[', ':'])) {
         let known = LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || word == "hookgate";
         if !known {

@@ -73,7 +73,7 @@ pub enum SecretSourceError {
     /// The file cannot be read.
     #[error(transparent)]
     File(#[from] ReadError),
-    /// What was read is no secret.
+    /// What was read is not a secret.
     #[error(transparent)]
     Secret(#[from] SecretError),
 }
@@ -119,7 +119,7 @@ fn shown_variable(name: &str) -> String {
     if is_name {
         format!("the environment variable {name}")
     } else {
-        "the environment variable whose name stands here".to_owned()
+        "the environment variable that is named here".to_owned()
     }
 }
 
@@ -139,7 +139,9 @@ impl Source {
                 Some((Self::Env(name), env))
             }
             (Some(_), Some(env)) => {
-                env.mistake("stands beside `file`: a value comes from one of the two, remove the other");
+                env.mistake(
+                    "is given together with `file`: a value comes from one of the two, remove the other",
+                );
                 None
             }
             (None, None) => {
@@ -166,7 +168,7 @@ impl Source {
         let value = Secret::from_content(bytes.to_vec(), allow_short)?;
         if let Some(oddities) = mangled::describe(value.as_key(), of) {
             item.warning(format_args!(
-                "the {of} looks mangled: {oddities}. It is used as it stands; if it is not meant so, write it anew"
+                "the {of} looks mangled: {oddities}. It is used as it is; if that is not intended, write it again"
             ));
         }
         Ok(value)
@@ -179,7 +181,7 @@ pub(super) fn warn_of_mode(item: &Item<'_>, path: &Path, mode: Option<u32>, priv
     let Some(mode) = mode else { return };
     if mode & 0o022 != 0 {
         item.warning(format_args!(
-            "others than the owner may write {} (mode {mode:04o}): chmod go-w it",
+            "users other than the owner may write {} (mode {mode:04o}): chmod go-w it",
             path.display()
         ));
     }
@@ -193,7 +195,7 @@ pub(super) fn warn_of_mode(item: &Item<'_>, path: &Path, mode: Option<u32>, priv
 
 /// `secret`: one entry, or a list of them.
 pub(super) fn secrets(item: Item<'_>) -> Option<(Vec<Key>, Vec<Origin>)> {
-    const WANTED: &str = "{ file = \"…\" } or { env = \"NAME\" }, or a list of these; the secret itself never stands in this file";
+    const WANTED: &str = "{ file = \"…\" } or { env = \"NAME\" }, or a list of these; never write the secret itself into this file";
 
     let context = item.context;
     let (at, key) = (item.at, item.key.clone());
@@ -227,7 +229,7 @@ pub(super) fn secrets(item: Item<'_>) -> Option<(Vec<Key>, Vec<Origin>)> {
         return None;
     }
     if origins.iter().all(|origin| origin.expires.is_some_and(|end| end <= context.now)) {
-        context.mistake(at, &key, "every secret is expired: add the one that is in force now");
+        context.mistake(at, &key, "every secret has expired: add the current one");
         return None;
     }
     Some((keys, origins))
@@ -267,7 +269,7 @@ fn entry_of(mut table: Table<'_>) -> Option<(Secret, Origin)> {
             if end <= item.context.now
                 && let Some(name) = &name
             {
-                item.warning(format_args!("the secret `{name}` is expired and left out: remove it"));
+                item.warning(format_args!("the secret `{name}` has expired and is not used: remove it"));
             }
             Some(end)
         }
@@ -290,7 +292,7 @@ fn source_name(source: &Source) -> String {
 fn fix(error: &SecretSourceError, source: &Source, what: &str) -> String {
     match error {
         SecretSourceError::Unset { .. } => {
-            "set it where hookgate is started; the value itself never stands in this file".into()
+            "set it where hookgate is started; never write the value itself into this file".into()
         }
         SecretSourceError::File(ReadError { why: Why::TooLong(_), .. }) => {
             format!("it must hold the {what} alone")

@@ -14,11 +14,11 @@ pub(super) struct Names {
 
 /// `PROJECT/ENVIRONMENT`.
 pub(super) const ENVIRONMENT: Names =
-    Names { parts: true, more: &[], wanted: "patterns are over PROJECT/ENVIRONMENT" };
+    Names { parts: true, more: &[], wanted: "patterns match PROJECT/ENVIRONMENT" };
 
 /// Tags of revisions, and those of environments, which may have namespaces.
 pub(super) const TAG: Names =
-    Names { parts: false, more: &[':', '/'], wanted: "patterns are over the names of tags" };
+    Names { parts: false, more: &[':', '/'], wanted: "patterns match the names of tags" };
 
 // How far into a name one is, as bits of a set.
 const START: u8 = 1;
@@ -42,12 +42,14 @@ impl Names {
         } else if pattern.contains(['{', '}', '[', ']', '(', '|', ',']) {
             "only * and ? are special: write several patterns instead".to_owned()
         } else if pattern.contains('@') {
-            "names have no `@`: what stands behind it is a tag or a revision, tags are chosen with `tags`"
-                .to_owned()
+            "names have no `@`: what follows it is a tag or a revision; choose tags with `tags`".to_owned()
         } else if pattern.contains('\\') {
             "names have no backslash".to_owned()
         } else if let Some(c) = pattern.chars().find(|c| !self.has(*c) && !matches!(c, '*' | '?' | '/')) {
-            format!("names have no `{}`: they are of letters, digits, '-', '_' and '.'", c.escape_default())
+            format!(
+                "names have no `{}`: they consist of letters, digits, '-', '_' and '.'",
+                c.escape_default()
+            )
         } else if self.parts && !pattern.contains('/') {
             match super::report::short(pattern) {
                 Some(pattern) => format!("{}; write \"{pattern}/*\" or \"*/{pattern}\"", self.wanted),

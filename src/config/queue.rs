@@ -171,7 +171,7 @@ fn warn_of_queue(table: &Table<'_>, at: usize, path: &Path) {
     for (file, mode) in modes.into_iter().flatten() {
         if mode & 0o077 != 0 {
             warning(&format_args!(
-                "others than the owner may read or write {} (mode {mode:04o}), and there are deliveries with their signatures in it: chmod 600 it",
+                "users other than the owner may read or write {} (mode {mode:04o}), and it contains deliveries with their signatures: chmod 600 it",
                 file.display()
             ));
         }
@@ -211,7 +211,7 @@ fn warn_of_plain(item: &Item<'_>, url: &str) {
     let mut hosts = hosts.map(|authority| authority.host().trim_matches(['[', ']']).to_owned());
     if hosts.any(|host| !is_this_machine(&host, item.context.patience)) {
         item.warning(
-            "goes to another machine without TLS: whoever is on the way can read and change deliveries; write tls://",
+            "goes to another machine without TLS: anyone on the network path can read and change deliveries; write tls://",
         );
     }
 }
@@ -295,7 +295,7 @@ fn backoff(item: Item<'_>) -> Backoff {
         |name, default| table.read(name, default, |item: &Item<'_>| item.duration(SHORTEST..=LONGEST));
     let backoff = Backoff { initial: read("initial", default.initial), max: read("max", default.max) };
     if table.context.mistakes() == before && backoff.initial > backoff.max {
-        let text = "is longer than `max`, which no delay may be: lower it, or raise `max`";
+        let text = "is longer than `max`, the longest delay: lower it, or raise `max`";
         match table.find("initial").or_else(|| table.find("max")) {
             Some(item) => table.context.mistake(item.at, &table.path("initial"), text),
             None => table.mistake(text),

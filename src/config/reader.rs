@@ -288,7 +288,7 @@ impl<'c> Item<'c> {
         Some(list.iter().map(member).collect())
     }
 
-    /// The strings of a list, each with its item; members that are none are mistakes.
+    /// The strings of a list, each with its item; members that are not strings are mistakes.
     pub(super) fn texts(&self, example: &str) -> Option<Vec<(Self, &'c str)>> {
         if let Some(text) = self.value.as_str() {
             let text = short(text).unwrap_or("…");
@@ -343,7 +343,7 @@ impl<'c> Table<'c> {
         self.find(name)
     }
 
-    /// Takes a key that has to be there; `fix` says what to write.
+    /// Takes a key that must be there; `fix` says what to write.
     pub(super) fn require(&mut self, name: &'static str, fix: impl Display) -> Option<Item<'c>> {
         let item = self.take(name);
         if item.is_none() {

@@ -266,7 +266,7 @@ fn addresses_to_listen_on() {
     // The other listener's default counts too; a port that the kernel chooses does not.
     assert_eq!(
         mistakes(&with("server.listen = \"0.0.0.0:9090\"")),
-        ["server.listen: is the address of `ops.listen` too: choose another port for one of them"]
+        ["server.listen: is also the address of `ops.listen`: choose another port for one of them"]
     );
     assert!(parse(&with("server.listen = \"0.0.0.0:0\"\nops.listen = \"0.0.0.0:0\"")).is_ok());
     assert!(parse(&with("server.listen = \"127.0.0.1:80\"\nops.listen = \"127.0.0.2:80\"")).is_ok());

@@ -64,7 +64,8 @@ pub(super) struct Queued {
 pub(super) fn webhooks(root: &mut Table<'_>, around: &Around) -> Vec<Webhook> {
     const EXAMPLE: &str = "write [[webhook]] with path, secret, events and a [[webhook.destination]]";
 
-    let Some(item) = root.require("webhook", format_args!("without a webhook nothing is let in; {EXAMPLE}"))
+    let Some(item) =
+        root.require("webhook", format_args!("without a webhook nothing is accepted; {EXAMPLE}"))
     else {
         return Vec::new();
     };
@@ -191,11 +192,11 @@ impl Taken {
         if written.is_some() {
             let value = quoted(value);
             let text =
-                format_args!("{value} is the {key} of the {kind} in line {line} too: each needs its own");
+                format_args!("{value} is also the {key} of the {kind} in line {line}: each needs its own");
             table.context.mistake(at, &table.path(key), text);
         } else {
             let text = format_args!(
-                "is missing, and the default one, made from the path, is that of the {kind} in line {line} too: write {key} = \"…\" in one of them"
+                "is missing, and the default one, made from the path, is also that of the {kind} in line {line}: write {key} = \"…\" in one of them"
             );
             table.context.mistake(at, &table.path(key), text);
         }
@@ -208,7 +209,7 @@ fn webhook(mut table: Table<'_>, name: Option<String>, around: &Around) -> Optio
     let secrets = table
         .require(
             "secret",
-            "write secret = { file = \"…\" } or { env = \"NAME\" }; nothing is let in unverified",
+            "write secret = { file = \"…\" } or { env = \"NAME\" }; unverified deliveries are never accepted",
         )
         .and_then(secrets);
     let scope = table.take("scope").map(|item| item.word(&Scope::ALL));
@@ -277,7 +278,7 @@ fn path(item: &Item<'_>) -> Option<String> {
         return None;
     }
     if text.contains('*') {
-        item.warning("has a `*` in it, which stands for itself: a path is exact, and fits no other");
+        item.warning("contains `*`, which is not a wildcard here: a path is compared exactly");
     }
     Some(text.to_owned())
 }
@@ -287,7 +288,7 @@ fn wrong_path(text: &str) -> Option<String> {
         let rest = text.rsplit("://").next().and_then(short).unwrap_or("…");
         Some(format!("must begin with a slash: write \"/{rest}\""))
     } else if text.contains(['?', '#']) {
-        Some("is a path alone: remove what follows ? or #; queries of requests are ignored".into())
+        Some("must be a path only: remove what follows ? or #; queries of requests are ignored".into())
     } else if !is_uri_path(text) {
         Some("is not the path of a URL: characters other than A-Z a-z 0-9 and -._~!$&'()*+,;=:@/ are written as %XX".into())
     } else {
@@ -359,9 +360,9 @@ fn is_group_alone(name: &str) -> bool {
         .is_some_and(|group| Kind::find(name).is_none() && KINDS.iter().any(|kind| kind.group == Some(group)))
 }
 
-/// Some names are guesses, and the operator has to know which.
+/// Some names are guesses, and the operator must know which.
 fn warn_of_unpublished(item: &Item<'_>, name: &str) {
-    const SURE: &str = "once a delivery's kind is known (the log shows it), `kind:NAME` is the sure way";
+    const SURE: &str = "once a delivery's kind is known (the log shows it), `kind:NAME` is the safest choice";
     let of_group = Group::ALL.into_iter().find(|group| group.name() == name).and_then(Group::kind_prefix);
     if let Some(prefix) = of_group {
         item.warning(format_args!(
@@ -379,10 +380,9 @@ fn organization(item: &Item<'_>) -> Option<String> {
     let text = item.text("the organization's name in Pulumi's URLs, such as \"acme\"")?;
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.is_empty() || !text.chars().all(fits) {
-        let why =
-            if text.contains(['*', '?']) { ", it is compared as it stands and not a pattern" } else { "" };
+        let why = if text.contains(['*', '?']) { ", it is compared exactly, not as a pattern" } else { "" };
         item.mistake(format_args!(
-            "can be the name of no organization{why}: write it as in Pulumi's URLs, of letters, digits, '-', '_' and '.', or remove the key"
+            "cannot be the name of an organization{why}: write it as in Pulumi's URLs, of letters, digits, '-', '_' and '.', or remove the key"
         ));
         return None;
     }
@@ -404,7 +404,7 @@ fn globs(item: &Item<'_>, example: &str, names: &Names) -> Option<Vec<String>> {
     for (item, text) in &texts {
         if let Some(why) = names.why_never(text) {
             let what = if text.is_empty() { "an empty pattern".to_owned() } else { quoted(text) };
-            item.mistake(format_args!("{what} never fits: {why}"));
+            item.mistake(format_args!("{what} never matches: {why}"));
             good = false;
         }
     }

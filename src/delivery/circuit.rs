@@ -82,7 +82,7 @@ impl Circuit {
         }
     }
 
-    /// A job is sent as a probe. Its sign has to be told as that of the probe, or nothing flows any more.
+    /// A job is sent as a probe. Its sign must be told as that of the probe, or nothing flows any more.
     pub const fn probe(&mut self) {
         if let State::Open { pause, .. } = self.state {
             self.state = State::Probing { pause };

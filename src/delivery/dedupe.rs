@@ -68,7 +68,7 @@ pub enum Claim<'m, T: Clone> {
     /// Delivered within the window, with another body.
     Conflict,
     /// A copy is being delivered now and gets the answer here. With another body the answer is not for it, but
-    /// it has to wait all the same: whether the ID is taken is not known yet.
+    /// it must still wait: whether the ID is taken is not known yet.
     Wait {
         /// Whether the body is the same.
         same: bool,

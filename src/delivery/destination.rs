@@ -23,7 +23,7 @@ pub struct Settings {
     pub name: String,
     /// Where requests go.
     pub target: Target,
-    /// The form in which deliveries are handed on.
+    /// The form in which deliveries are forwarded.
     pub format: Format,
     /// From the start of an attempt to the upstream's status.
     pub timeout: Duration,
@@ -44,7 +44,7 @@ impl Settings {
     pub const TIMEOUT: Duration = Duration::from_secs(10);
 }
 
-/// The form in which a delivery is handed on.
+/// The form in which a delivery is forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// As it came: the verified bytes, unchanged.

@@ -1,4 +1,4 @@
-//! How accepted deliveries are handed on. Direct: now, and the sender gets the upstream's answer. Queued: committed to
+//! How accepted deliveries are forwarded. Direct: now, and the sender gets the upstream's answer. Queued: committed to
 //! the queue, from which a [`worker`](super::worker) delivers it.
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ use crate::{ops::metrics::AttemptResult, webhook::payload::Delivery};
 /// the sender was told otherwise: what it sends again is then a duplicate.
 const COMMIT: Duration = Duration::from_secs(5);
 
-/// How deliveries are handed on.
+/// How deliveries are forwarded.
 #[derive(Debug)]
 pub enum Dispatch {
     /// At once.

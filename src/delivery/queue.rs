@@ -6,7 +6,7 @@
 //!
 //! What [`Queue::enqueue`] has returned [`Enqueued::Queued`] for is committed: it ends as delivered, as superseded or among
 //! the dead letters, whatever happens to the process. A lease is not committed: dropped, or lost with its process, its job
-//! is delivered again. So a delivery may arrive twice, and never not at all.
+//! is delivered again. So a delivery may arrive twice; it is never lost.
 //!
 //! The queue knows neither HTTP nor the configuration, and decides nothing about upstreams: when to retry and when to give
 //! up is said by the worker.
@@ -61,7 +61,7 @@ pub struct Policy {
 pub struct Delivery {
     /// The webhook that it came to.
     pub webhook: String,
-    /// What is handed on.
+    /// What is forwarded.
     pub parcel: Parcel,
     /// `projectName/environmentName`, where the payload has one.
     pub environment: Option<String>,
@@ -101,7 +101,7 @@ pub struct Job {
     pub id: JobId,
     /// Where it goes.
     pub recipient: Recipient,
-    /// What is handed on.
+    /// What is forwarded.
     pub parcel: Parcel,
     /// When it was accepted, or last redelivered: its age counts from here.
     pub since: SystemTime,
@@ -148,7 +148,7 @@ pub enum Verdict {
 /// Why a job is among the dead letters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Death {
-    /// The upstream's answer says that trying again is of no use.
+    /// The upstream's answer says that trying again will not help.
     Refused,
     /// `max_attempts`.
     Attempts,
@@ -211,7 +211,7 @@ impl fmt::Display for State {
 
 /// A word that names no [`State`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is no state: one of waiting, delivered, dead, coalesced")]
+#[error("is not a state: write waiting, delivered, dead or coalesced")]
 pub struct NoState;
 
 impl FromStr for State {
@@ -262,13 +262,13 @@ pub struct Record {
 pub struct Details {
     /// What the log shows.
     pub record: Record,
-    /// What is handed on.
+    /// What is forwarded.
     pub parcel: Parcel,
     /// Its attempts, the first one first.
     pub attempts: Vec<Attempt>,
 }
 
-/// Which jobs are meant. Every condition that is there has to hold.
+/// Which jobs are meant. Every condition that is there must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// One of these jobs, or of these delivery IDs. Empty: any.

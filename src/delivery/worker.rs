@@ -142,7 +142,7 @@ impl Worker {
                 }
                 Some(ended) = lines.join_next() => {
                     if let Err(error) = ended {
-                        error!(%error, "a destination's deliveries have come to a halt, and are started again");
+                        error!(%error, "a destination's deliveries stopped unexpectedly, and are started again");
                         known.retain(|_, line| !line.is_closed());
                     }
                 }

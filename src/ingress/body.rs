@@ -65,7 +65,7 @@ impl Budget {
 }
 
 impl Share {
-    /// Takes `more` bytes for a body that is not whole yet. Whether there were as many; if not, the body has to go.
+    /// Takes `more` bytes for a body that is not whole yet. Whether there were as many; if not, the body must go.
     fn grow(&mut self, more: usize) -> bool {
         let held = self.budget.held.fetch_add(more, Relaxed).saturating_add(more);
         self.bytes = self.bytes.saturating_add(more);
@@ -105,7 +105,7 @@ pub(super) struct Held {
 ///
 /// [`Rejection::TooLarge`] and [`Rejection::Overloaded`] from the announced length, before anything is read, or
 /// from what came; [`Rejection::Timeout`] when it is not complete in time; [`Rejection::Overloaded`] also when it comes so
-/// slowly that its connection has to give way; [`Rejection::BadRequest`] when it breaks off.
+/// slowly that its connection must give way; [`Rejection::BadRequest`] when it breaks off.
 pub(super) async fn read(
     body: &mut Incoming,
     max: usize,
@@ -118,7 +118,7 @@ pub(super) async fn read(
         return Err(Rejection::TooLarge.because("the announced length is over `max_body`"));
     }
     if !budget.has_room_for(announced.unwrap_or_default()) {
-        return Err(Rejection::Overloaded.because("bodies being held are at `max_inflight_bytes`"));
+        return Err(Rejection::Overloaded.because("bodies in memory have reached `max_inflight_bytes`"));
     }
     match connection.until(until, collect(body, announced, max, budget, connection)).await {
         Ok(collected) => collected,
@@ -126,7 +126,7 @@ pub(super) async fn read(
             Err(Rejection::Timeout.because("the body was not complete within `body_timeout`"))
         }
         Err(GivenUp::GaveWay) => Err(Rejection::Overloaded.because(
-            "all of `max_connections` were taken, and no other body had come more slowly for so long",
+            "all of `max_connections` were taken, and this body had been slow for the longest time",
         )),
     }
 }
@@ -156,7 +156,7 @@ async fn collect(
             return Err(Rejection::TooLarge.because("the body is over `max_body`"));
         }
         if !share.grow(data.len()) {
-            return Err(Rejection::Overloaded.because("bodies being held are at `max_inflight_bytes`"));
+            return Err(Rejection::Overloaded.because("bodies in memory have reached `max_inflight_bytes`"));
         }
         // Most bodies come in one piece, which is then not copied.
         if first.is_empty() && whole.is_empty() {

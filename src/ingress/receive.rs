@@ -74,7 +74,7 @@ pub struct Gate {
     pub routes: Arc<ArcSwap<Routes>>,
     /// The limits of a request.
     pub limits: Limits,
-    /// How accepted deliveries are handed on.
+    /// How accepted deliveries are forwarded.
     pub dispatch: Arc<Dispatch>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
@@ -215,7 +215,9 @@ impl Gate {
         // Verify.
         let now = SystemTime::now();
         let Ok(Verified { body: verified, key }) = webhook.verifier.verify(bytes, &signature, now) else {
-            return Err(Rejection::BadSignature.because("the signature fits none of the secrets in force"));
+            return Err(
+                Rejection::BadSignature.because("the signature does not match any of the secrets in force")
+            );
         };
         webhook.metrics.secret_used(key, now);
         connection.is_proven();
@@ -247,7 +249,7 @@ impl Gate {
             Verdict::Forward if webhook.destinations.iter().any(|to| to.wants(&delivery)) => {}
             Verdict::Forward => {
                 trail.filtered = Some(("destination.events", saw(trail.event, "")));
-                trail.reason = Some(Reason::Said("the event is among no destination's `events`"));
+                trail.reason = Some(Reason::Said("the event is not among any destination's `events`"));
                 return Ok(Answer::done(Outcome::Filtered));
             }
             Verdict::Ignore(unwanted) => {
@@ -277,7 +279,7 @@ impl Gate {
         if let Agreement::Differs(mismatch) = delivery.agreement {
             warn!(webhook = webhook.name, delivery.id = id.as_str(), event.kind = kind.as_str(),
                 trace_id = trace.id(), %mismatch,
-                "the payload does not fit its kind, forwarding all the same");
+                "the payload does not fit its kind; forwarding it anyway");
         }
 
         // Dispatch.
@@ -373,7 +375,7 @@ fn check_framing(headers: &Headers<'_>, version: Version, connection: &Shared) -
     }
     match headers.host {
         Header::Once(host) if is_host(host.as_bytes()) => Ok(()),
-        Header::Once(_) => Err(Rejection::BadRequest.because("Host is no host with or without a port")),
+        Header::Once(_) => Err(Rejection::BadRequest.because("Host is not a host with an optional port")),
         Header::Absent if version == Version::HTTP_10 => Ok(()),
         Header::Absent | Header::Repeated => Err(Rejection::BadRequest.because("not exactly one Host")),
     }

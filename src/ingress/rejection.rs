@@ -37,7 +37,7 @@ pub enum Outcome {
     Duplicate,
     /// A ping, answered here.
     Pong,
-    /// Refused, or not handed on.
+    /// Refused, or not forwarded.
     Refused(Rejection),
 }
 
@@ -154,7 +154,7 @@ impl Rejection {
 
     /// Status, label and outward sentence, for each.
     const fn parts(self) -> (StatusCode, &'static str, &'static str) {
-        /// One text for both: whether a signature was there is no news to its sender, what was wrong is no one's.
+        /// One text for both: the sender knows whether it sent a signature, and nobody needs to know what was wrong with it.
         const UNSIGNED: &str = "The request does not carry a valid signature.";
         match self {
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found", "No webhook is received at this path."),
@@ -165,7 +165,7 @@ impl Rejection {
             Self::UnsupportedMediaType => (
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "unsupported_media_type",
-                "The body has to be application/json without Content-Encoding.",
+                "The body must be application/json without Content-Encoding.",
             ),
             Self::MissingSignature => (StatusCode::UNAUTHORIZED, "missing_signature", UNSIGNED),
             Self::BadSignature => (StatusCode::UNAUTHORIZED, "bad_signature", UNSIGNED),
@@ -179,7 +179,7 @@ impl Rejection {
             Self::MissingHeader => (
                 StatusCode::BAD_REQUEST,
                 "missing_header",
-                "Pulumi-Webhook-ID and Pulumi-Webhook-Kind have to be present.",
+                "Pulumi-Webhook-ID and Pulumi-Webhook-Kind must be present.",
             ),
             Self::BadHeader => (
                 StatusCode::BAD_REQUEST,
@@ -223,9 +223,11 @@ impl Rejection {
                 "queue_unavailable",
                 "The delivery cannot be stored now. Try again later.",
             ),
-            Self::Draining => {
-                (StatusCode::SERVICE_UNAVAILABLE, "draining", "The service is ending. Try again later.")
-            }
+            Self::Draining => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "draining",
+                "The service is shutting down. Try again later.",
+            ),
         }
     }
 

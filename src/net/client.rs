@@ -122,7 +122,7 @@ pub async fn exchange(
         to: place(&target.address),
         source,
         hint: match &target.address {
-            Address::Tcp { tls: false, .. } => " (if it speaks TLS, the URL has to begin with https://)",
+            Address::Tcp { tls: false, .. } => " (if it speaks TLS, the URL must begin with https://)",
             Address::Tcp { .. } | Address::Unix(_) => "",
         },
     };

@@ -240,7 +240,7 @@ async fn first_that_answers(
         let connecting = TcpStream::connect(address);
         let connected = match u32::try_from(untried.len()).unwrap_or(u32::MAX) {
             0 => {
-                // If it is the deadline that ends this, it was tried all the same.
+                // If it is the deadline that ends this, it was still tried.
                 tried.push((*address, NO_ANSWER.to_owned()));
                 let connected = connecting.await;
                 tried.pop();

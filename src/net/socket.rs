@@ -40,7 +40,7 @@ impl Socket for UnixStream {
 /// So many reads find the end of what a server sends between two answers: session tickets, new keys. More is not waited for.
 const READS: usize = 4;
 
-/// Session tickets and new keys are no answer, and are taken in. Anything else is: data, a close, half a record.
+/// Session tickets and new keys are not an answer, and are taken in. Anything else is: data, a close, half a record.
 impl Socket for TlsStream<Below> {
     fn is_quiet(&mut self) -> bool {
         let (below, session) = self.get_mut();

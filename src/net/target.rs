@@ -52,7 +52,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// Why a text is no destination URL. Says what would be right.
+/// Why a text is not a destination URL. Says what would be right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It cannot be read as a URL.
@@ -102,7 +102,7 @@ impl Target {
         if authority.as_str().contains('@') {
             return Err(TargetError::Credentials);
         }
-        // `Authority` takes what is no port for none, and leaves out what stands around brackets: it is read here.
+        // `Authority` takes an invalid port for a missing one, and leaves out what stands around brackets: it is read here.
         let (host, port) = (authority.host(), authority.as_str().strip_prefix(authority.host()));
         let port = match port.ok_or(TargetError::Malformed)?.strip_prefix(':') {
             // A number may be written with a plus, a port may not.

@@ -41,10 +41,10 @@ pub enum CertificatesError {
     /// There is none in it.
     #[error("there is no PEM certificate in it")]
     Missing,
-    /// A block does not end, or is no base64.
-    #[error("its PEM is not whole")]
+    /// A block does not end, or is not base64.
+    #[error("its PEM is incomplete")]
     Broken,
-    /// A certificate is none that can be used.
+    /// A certificate cannot be used.
     #[error("a certificate in it cannot be used")]
     Unusable,
 }
@@ -82,8 +82,8 @@ pub enum KeyError {
     /// There is none in it.
     #[error("there is no PEM private key in it")]
     Missing,
-    /// A block does not end, or is no base64.
-    #[error("its PEM is not whole")]
+    /// A block does not end, or is not base64.
+    #[error("its PEM is incomplete")]
     Broken,
     /// It needs a passphrase.
     #[error("the private key is encrypted")]
@@ -127,13 +127,13 @@ impl fmt::Debug for Key {
 #[derive(Clone)]
 pub struct Identity(Arc<CertifiedKey>);
 
-/// Why certificate and key are no identity.
+/// Why a certificate and a key are not an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
     /// The first certificate is of another key.
     #[error("the key does not belong to the certificate")]
     Mismatch,
-    /// The first certificate is none that can be used.
+    /// The first certificate cannot be used.
     #[error("the certificate cannot be used")]
     Certificate,
 }

@@ -52,7 +52,7 @@ impl fmt::Display for Unready {
         match self {
             Self::Starting => f.write_str("starting: the listeners are not open yet"),
             Self::Queue(reason) => write!(f, "queue: {reason}"),
-            Self::Draining => f.write_str("draining: the service is ending"),
+            Self::Draining => f.write_str("draining: the service is shutting down"),
         }
     }
 }

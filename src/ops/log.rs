@@ -19,7 +19,7 @@ pub use limit::Limiter;
 pub use shown::shown;
 pub use sink::{Flush, Sink};
 
-/// The target of lines that strangers cause, which is anybody who can connect. When lines have to wait, they leave room
+/// The target of lines that strangers cause, which is anybody who can connect. When lines must wait, they leave room
 /// for others.
 pub const STRANGERS: &str = "hookgate::strangers";
 

@@ -54,7 +54,7 @@ pub struct Metrics {
     pub connections_evicted: Counter,
 }
 
-/// What only a service with a queue has to tell.
+/// What only a service with a queue reports.
 #[derive(Debug, Default)]
 struct QueueMetrics {
     depth: Family<DestinationLabels, Gauge>,
@@ -176,9 +176,9 @@ impl Metrics {
             "From the head of a request to its answer",
             metrics.request_duration.clone(),
         );
-        registry.register("events", "Deliveries with a right signature, by event", metrics.events.clone());
+        registry.register("events", "Deliveries with a valid signature, by event", metrics.events.clone());
         registry.register("inflight_requests", "Requests being served", metrics.inflight_requests.clone());
-        registry.register("inflight_bytes", "Bytes of bodies being held", metrics.inflight_bytes.clone());
+        registry.register("inflight_bytes", "Bytes of bodies in memory", metrics.inflight_bytes.clone());
         registry.register("connections", "Open connections of senders", metrics.connections.clone());
         registry.register(
             "connections_evicted",
@@ -187,7 +187,7 @@ impl Metrics {
         );
         registry.register(
             "unreadable",
-            "What came and could not be read as a request",
+            "Input that could not be read as a request",
             metrics.unreadable.clone(),
         );
         registry.register("attempts", "Attempts to deliver by result", metrics.attempts.clone());
@@ -203,12 +203,12 @@ impl Metrics {
         );
         registry.register(
             "secret_expiry_timestamp_seconds",
-            "From when on a secret is not in force any more",
+            "When a secret expires",
             metrics.secret_expiry.clone(),
         );
         registry.register(
             "certificate_expiry_timestamp_seconds",
-            "When the first certificate in a file ends",
+            "When the first certificate in a file expires",
             metrics.certificate_expiry.clone(),
         );
         registry.register(
@@ -242,20 +242,20 @@ impl Metrics {
         registry.register("queue_depth", "Jobs that wait to be delivered", queue.depth.clone());
         registry.register(
             "queue_oldest_seconds",
-            "The age of the oldest job that waits; 0: none does",
+            "Age of the oldest waiting job; 0 if none waits",
             queue.oldest.clone(),
         );
-        registry.register("dead_letters", "Jobs that were given up and are kept", queue.dead.clone());
+        registry.register("dead_letters", "Dead letters that are kept", queue.dead.clone());
         registry.register(
             "destination_circuit_open",
-            "1 while a destination is left alone and only probed",
+            "1 while a failing destination is only probed",
             queue.circuit_open.clone(),
         );
-        registry.register("queue_bytes", "What the queue takes", queue.bytes.clone());
-        registry.register("queue_max_bytes", "What the queue may take", queue.max_bytes.clone());
+        registry.register("queue_bytes", "Size of the queue", queue.bytes.clone());
+        registry.register("queue_max_bytes", "Largest size of the queue", queue.max_bytes.clone());
         registry.register(
             "dead_letters_dropped",
-            "Dead letters that were dropped since they were older than dead_retain",
+            "Dead letters that were dropped because they were older than dead_retain",
             queue.dead_dropped.clone(),
         );
         metrics.queue = Some(queue);

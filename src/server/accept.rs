@@ -131,7 +131,7 @@ impl Drain {
 /// fail a request that its sender is just writing.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// After the cut, how long answers have to get out.
+/// After the cut, how long answers must get out.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The pause after an accept error that is not one connection's own, such as no file descriptors left.

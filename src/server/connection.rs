@@ -1,7 +1,7 @@
 //! The socket of one sender, with every wait bounded.
 //!
 //! [`Guarded`] stands between hyper and the socket. It ends connections that are silent, slow with a head, idle,
-//! or do not read their answer, after their time or when they have to give way to others ([`super::crowd`]); it watches the
+//! or do not read their answer, after their time or when they must give way to others ([`super::crowd`]); it watches the
 //! framing; and it lets an answer to an unread body arrive before the connection is closed. The deadline of a body is not
 //! here: it is the request's, see [`super::body`].
 
@@ -196,7 +196,7 @@ impl Shared {
         self.rests.load(Relaxed) && self.phase() == Phase::Idle
     }
 
-    /// Whether all connections are taken, so that others wait for this one, or this one has to give way to one.
+    /// Whether all connections are taken, so that others wait for this one, or this one must give way to one.
     pub fn is_crowded(&self) -> bool {
         self.place.has_to_go() || self.place.crowd().is_full()
     }
@@ -212,7 +212,7 @@ impl Shared {
         self.closing.store(true, Relaxed);
     }
 
-    /// Whether the service is ending, so that an answer has to say that it is the connection's last.
+    /// Whether the service is ending, so that an answer must say that it is the connection's last.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Relaxed)
     }
@@ -222,7 +222,7 @@ impl Shared {
         self.cut.store(true, Relaxed);
     }
 
-    /// Whether the drain's deadline has passed, so that requests have to end now.
+    /// Whether the drain's deadline has passed, so that requests must end now.
     pub fn is_cut(&self) -> bool {
         self.cut.load(Relaxed)
     }
@@ -321,7 +321,7 @@ impl<T> Guarded<T> {
         Some((what, what.about_head(&self.beginning)))
     }
 
-    /// The first bytes of a head are there. Its time begins when the others have to be waited for, which most heads
+    /// The first bytes of a head are there. Its time begins when the others must be waited for, which most heads
     /// never come to.
     fn begin_head(&mut self) {
         self.shared.enter(Phase::Head);
@@ -342,7 +342,7 @@ impl<T> Guarded<T> {
         }
     }
 
-    /// Ready when an idle connection has to end.
+    /// Ready when an idle connection must end.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             ready!(self.read.poll(cx));
@@ -550,7 +550,7 @@ mod tests {
         }
     }
 
-    /// Asking for more does not begin the time anew, nor does reading a byte now and then. No socket is awaited, so the
+    /// Asking for more does not start the time again, nor does reading a byte now and then. No socket is awaited, so the
     /// clock can stand still.
     #[tokio::test(start_paused = true)]
     async fn the_time_for_reading_answers_ends_only_when_all_is_written() {
@@ -577,7 +577,7 @@ mod tests {
             let next = Pin::new(&mut guarded).poll_read(&mut cx, &mut ReadBuf::new(&mut [0; 8]));
             assert!(next.is_pending());
             waited += 1;
-            assert!(waited < 10, "the time begins anew again and again");
+            assert!(waited < 10, "the time starts again and again");
             peer.read_u8().await.unwrap();
             advance(step).await;
         };

@@ -209,7 +209,7 @@ impl Place {
         &self.crowd
     }
 
-    /// Makes `cx` what wakes the connection when it has to give way: that of its task, which stays the same.
+    /// Makes `cx` what wakes the connection when it must give way: that of its task, which stays the same.
     pub(super) fn wake_by(&self, cx: &Context<'_>) {
         *self.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
     }
@@ -245,7 +245,7 @@ impl Place {
         self.proven.store(true, Relaxed);
     }
 
-    /// Whether it has to give way as soon as it waits for its peer.
+    /// Whether it must give way as soon as it waits for its peer.
     pub(super) fn has_to_go(&self) -> bool {
         self.asked.load(Acquire)
     }
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(evicted(&crowd, &open).len(), 2);
     }
 
-    /// What was seen at the last look is not believed when somebody has to go.
+    /// What was seen at the last look is not believed when somebody must go.
     #[tokio::test(start_paused = true)]
     async fn who_has_made_progress_since_the_last_look_stays() {
         let crowd = Crowd::new(200);

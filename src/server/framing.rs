@@ -105,8 +105,8 @@ impl Framing {
         matches!(self.place, Place::Head) && (self.head.begun || !self.rest.is_empty())
     }
 
-    fn doubt(&mut self, doubtful: bool) {
-        if doubtful && self.ambiguous.is_none() {
+    fn doubt(&mut self, ambiguous: bool) {
+        if ambiguous && self.ambiguous.is_none() {
             self.ambiguous = Some(self.ended.saturating_add(1));
         }
     }

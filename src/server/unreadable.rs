@@ -1,4 +1,4 @@
-//! What came and could not be read as a request: what it looked like, and what to do about it.
+//! Input that could not be read as a request: what it looked like, and what to do about it.
 //!
 //! Its sender gets a bare 400 or 431, or only a closed connection. Without a word on this side, a load balancer that speaks
 //! the PROXY protocol would look like a service that nobody calls.

@@ -11,7 +11,7 @@ pub(super) const MAX_HEAD: usize = 64 << 10;
 /// The most headers of a head.
 const MAX_HEADERS: usize = 100;
 
-/// The longest line of a chunked body that is no data, and all of its trailers, in bytes.
+/// The longest line of a chunked body that is not data, and all of its trailers, in bytes.
 const MAX_LINE: usize = 16 << 10;
 
 /// What is looked at of an answer's head.
@@ -121,7 +121,7 @@ impl Head {
 fn what_it_is_instead(bytes: &[u8]) -> Malformed {
     Malformed(match bytes {
         // An alert, or a handshake.
-        [0x15 | 0x16, 3, ..] => "it speaks TLS: `url` has to begin with https://",
+        [0x15 | 0x16, 3, ..] => "it speaks TLS: `url` must begin with https://",
         // A frame with settings, which a server begins with.
         [0, _, _, 4, ..] => "it speaks HTTP/2: hookgate speaks HTTP/1.1",
         _ => "it does not answer in HTTP/1.1",

@@ -139,7 +139,7 @@ impl Connection {
                 "it ended a kept connection as the request came, and whether it has taken it is not known"
             }
             (false, false, Address::Tcp { tls: false, .. }) => {
-                "it ended the connection before a status (a TLS port does that to plain HTTP: then `url` has to begin \
+                "it ended the connection before a status (a TLS port does that to plain HTTP: then `url` must begin \
                  with https://)"
             }
             (false, false, _) => "it ended the connection before a status",

@@ -30,7 +30,7 @@ pub enum Failure {
     BadAnswer,
     /// A 3xx: redirects are not followed.
     Redirected(StatusCode),
-    /// A hookgate refused its own request: what it handed on has come back to it.
+    /// A hookgate refused its own request: what it sent has come back to it.
     Looped,
     /// No status in time.
     Timeout,

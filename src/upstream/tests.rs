@@ -154,7 +154,7 @@ async fn a_connection_with_something_in_it_is_never_used_again() {
 
 type Secured = StreamOwned<ServerConnection, StdStream>;
 
-/// Writes so many bytes of what TLS has to say, and keeps the rest to itself.
+/// Writes so many bytes of TLS, and keeps the rest to itself.
 fn write_part(stream: &mut Secured, count: usize) {
     let mut bytes = Vec::new();
     stream.conn.write_tls(&mut bytes).unwrap();

@@ -29,7 +29,7 @@ pub enum KindCheck {
     /// It is refused.
     #[default]
     Enforce,
-    /// It is logged and goes on, marked as unverified.
+    /// It is logged and forwarded, marked as unverified.
     Warn,
 }
 
@@ -124,7 +124,7 @@ impl Filter {
     }
 }
 
-/// A set of patterns: `*` is any run of characters, `?` is one; the whole name has to fit, case counts.
+/// A set of patterns: `*` is any run of characters, `?` is one; the whole name must fit, case counts.
 #[derive(Debug, Clone)]
 pub struct Globs(Vec<WildMatch>);
 
@@ -169,18 +169,18 @@ pub struct Events {
     filters: EventSet,
 }
 
-/// Why a name is no event that this webhook can have. Says what would be right.
+/// Why a name is not an event that this webhook can have. Says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
     /// No group, kind or filter has this name.
-    #[error("`{name}` is no event, kind or group{}", suggest(*.similar))]
+    #[error("`{name}` is not an event, kind or group{}", suggest(*.similar))]
     Unknown {
         /// The name as configured.
         name: String,
         /// The known name nearest to it.
         similar: Option<&'static str>,
     },
-    /// What follows `kind:` is no kind.
+    /// What follows `kind:` is not a kind.
     #[error("`{name}` is not a kind: after `kind:` come 1 to 64 of a-z, 0-9 and _")]
     MalformedKind {
         /// The name as configured.
@@ -231,7 +231,7 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// [`EventError`] for a name that is none of these, and for one that the scope never sends.
+    /// [`EventError`] for a name that is not one of these, and for one that the scope never sends.
     pub fn add(&mut self, name: &str, scope: Option<Scope>) -> Result<(), EventError> {
         let in_scope = |event: &Event| scope.is_none_or(|scope| event.sent_by(scope));
         if name == "*" {

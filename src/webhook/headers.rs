@@ -1,6 +1,6 @@
 //! The identity that a delivery claims: `Pulumi-Webhook-ID` and `Pulumi-Webhook-Kind`.
 //!
-//! The signature covers neither, so what comes out of here is well-formed, not true: the kind has to agree with
+//! The signature covers neither, so what comes out of here is well-formed, not true: the kind must agree with
 //! the signed payload, and the ID is a hint for telling duplicates.
 
 /// Name of the header that carries the delivery's ID (matched without case, as every header name).

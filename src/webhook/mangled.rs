@@ -99,7 +99,7 @@ pub fn trim(value: &[u8]) -> &[u8] {
     }
 }
 
-/// Characters that one does not see, and that are no ASCII control characters.
+/// Invisible characters other than ASCII control characters.
 #[must_use]
 pub const fn is_invisible(c: char) -> bool {
     matches!(c,
@@ -115,7 +115,7 @@ pub fn unquoted(value: &[u8]) -> Option<&[u8]> {
     PAIRS.iter().find_map(|(open, close)| value.strip_prefix(open.as_bytes())?.strip_suffix(close.as_bytes()))
 }
 
-/// What follows `NAME=` or `NAME: `, with or without `export` before it. Base64 ends with `=` and is none.
+/// What follows `NAME=` or `NAME: `, with or without `export` before it. Base64 ends with `=`, and is not a name.
 #[must_use]
 pub fn assigned(value: &[u8], of: Use) -> Option<&[u8]> {
     let value = value.strip_prefix(b"export ").unwrap_or(value);

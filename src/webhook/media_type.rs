@@ -76,7 +76,7 @@ impl MediaType {
     }
 
     /// What a queue has kept. Anything but the two values was kept by a version that took more, and was verified to be
-    /// JSON in UTF-8 all the same.
+    /// JSON in UTF-8, too.
     #[must_use]
     pub fn of_stored(value: &[u8]) -> Self {
         Self::parse(value).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Reads a verified body, and says whether it agrees with the kind that the header claims.
 //!
 //! Nothing is copied that need not be: members borrow from the body. Members that nobody here needs are skipped,
-//! unknown ones are fine. A member of the wrong type is no error while reading; it makes the payload not fit its
+//! unknown ones are fine. A member of the wrong type is not an error while reading; it makes the payload not fit its
 //! kind. `null` counts as absent.
 
 mod facts;
@@ -96,7 +96,7 @@ impl<'a> Delivery<'a> {
     ///
     /// # Errors
     ///
-    /// [`PayloadError`] where the body cannot be read. A body that reads but does not fit is no error here:
+    /// [`PayloadError`] where the body cannot be read. A body that reads but does not fit is not an error here:
     /// see [`Agreement`].
     pub fn identify(
         body: &'a VerifiedBody,

@@ -13,7 +13,7 @@ pub const MIN_LEN: usize = 16;
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
-/// Why bytes are no secret.
+/// Why bytes cannot be a secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecretError {
     /// There is nothing in it.

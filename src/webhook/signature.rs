@@ -92,7 +92,7 @@ pub struct Verifier {
 
 /// No secret in force made this signature over this body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the signature fits none of the secrets in force")]
+#[error("the signature does not match any of the secrets in force")]
 pub struct SignatureError;
 
 /// A body that was signed with one of the webhook's secrets. [`Verifier::verify`] makes it.

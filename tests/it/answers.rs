@@ -139,7 +139,7 @@ fn heads_that_are_no_http_are_refused() {
         ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec()),
         ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec()),
         ("two differing lengths", good().and("Content-Length", "382").and("Content-Length", "1").bytes()),
-        ("a length that is no number", good().and("Content-Length", "+382").bytes()),
+        ("a length that is not a number", good().and("Content-Length", "+382").bytes()),
         ("a negative length", good().and("Content-Length", "-1").bytes()),
         ("an unknown coding", good().and("Transfer-Encoding", "gzip").bytes()),
         ("a coding after chunked", good().and("Transfer-Encoding", "chunked, gzip").bytes()),

@@ -1,4 +1,4 @@
-//! Framing attacks: the raw bytes of `tests/data/attacks`, each with what has to come of it beside it.
+//! Framing attacks: the raw bytes of `tests/data/attacks`, each with what must come of it beside it.
 //!
 //! `NAME.http` is what a sender says on one connection. `NAME.txt` explains it in its first line, and then says
 //! line by line which answers come (`answer 400` is one without a label, `answer 100` an interim one), whether
@@ -130,7 +130,7 @@ impl Pair {
     }
 }
 
-/// Tries every case, whole and in pieces, and returns how many requests have to have come out of it.
+/// Tries every case, whole and in pieces, and returns how many requests must have come out of it.
 fn try_all(pair: &Pair, pieces: impl Fn(&Case) -> Vec<usize> + Sync) -> usize {
     let cases = cases();
     let expected = cases.iter().map(|case| case.requests() * pieces(case).len()).sum();
@@ -204,7 +204,7 @@ fn each_attack_ends_as_the_rfcs_say_and_nothing_of_it_reaches_the_upstream() {
     }
 }
 
-/// The sample's length, which is what a real server has to see each time.
+/// The sample's length, which is what a real server must see each time.
 const LENGTH: &str = "382";
 
 /// nginx in front of a sink: it sees what was verified, passes it on, and its log has nothing else.

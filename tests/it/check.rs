@@ -30,7 +30,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(output)))
 }
 
-/// Whatever this machine lets the test have: memory and descriptors are no matter of the file.
+/// Whatever this machine lets the test have: memory and descriptors do not depend on the file.
 fn warnings(output: &Output) -> Vec<String> {
     let told = json(output);
     let all = told["warnings"]

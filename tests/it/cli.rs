@@ -522,7 +522,7 @@ fn help_and_version_exit_0() {
     assert!(stdout(&version).contains(env!("CARGO_PKG_VERSION")));
 }
 
-/// A reader that leaves early, as `head` does, is no reason to panic.
+/// A reader that leaves early, as `head` does, does not cause a panic.
 #[test]
 fn a_closed_output_is_no_panic() {
     let (_dir, secret) = secret_file();

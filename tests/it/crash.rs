@@ -269,7 +269,7 @@ fn survive_steps(queue: &str, steps: &[&str]) {
             assert!(number < 2000, "`{step}` is never reached");
             match try_to_send(&Delivery::good().id(&id), hookgate.address()) {
                 Some(202) => promised.push(id),
-                // Its store has to be reached first.
+                // Its store must be reached first.
                 Some(503) => {
                     eventually("ready, or over", || {
                         let over = hookgate.has_ended();

@@ -71,7 +71,7 @@ hold! {
 /// The digits of every signature in the store.
 const SIGNATURE: &str = "7e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa017e94aa01";
 
-/// What is no UTF-8, and has line ends at its end, comes out as it went in.
+/// Bytes that are not UTF-8, and has line ends at its end, comes out as it went in.
 const BODY: &[u8] = b"{\"a\": \"\xff\"}\r\n\n";
 
 fn stdout(output: &Output) -> String {
@@ -542,7 +542,7 @@ fn a_job_is_shown_whole(kind: Kind) {
         assert!(text.contains(word), "{word} in {text}");
     }
     let dead = stdout(&store.run(&["show", "2-1"]));
-    for word in ["dead: refused", "trying again is of no use", "revision      7", "no such thing"] {
+    for word in ["dead: refused", "trying again will not help", "revision      7", "no such thing"] {
         assert!(dead.contains(word), "{word} in {dead}");
     }
     let waiting = stdout(&store.run(&["show", "3-3"]));
@@ -574,7 +574,7 @@ fn an_id_of_pulumi_means_all_of_its_jobs(kind: Kind) {
     let heads =
         [("2-1", "esc/app"), ("2-2", "esc/audit")].map(|(job, to)| format!("{} to {to}\n", store.job(job)));
     assert!(text.starts_with(&heads[0]) && text.contains(&format!("\n\n{}", heads[1])), "{text}");
-    // Those that are there are shown, and it is no success.
+    // Those that are there are shown, and it does not count as success.
     let output = store.run(&["show", "--json", "1-1", "nobody", "9-9"]);
     assert_exit(&output, 1);
     assert_eq!(jobs(&json_lines(&output)), ["1-1"]);
@@ -614,7 +614,7 @@ fn dead_deliveries_are_redelivered_unless_told_otherwise(kind: Kind) {
     for (words, count, revived) in cases {
         let store = Store::new(kind);
         let output = store.run(&[&["redeliver"], *words].concat());
-        // An ID that the filters leave out is no success.
+        // An ID that the filters leave out does not count as success.
         assert_exit(&output, i32::from(words.contains(&"first") && words.contains(&"dead")));
         assert!(stdout(&output).starts_with(&format!("{count} ")), "{words:?}: {}", stdout(&output));
         let expected: BTreeSet<_> = before
@@ -764,7 +764,7 @@ fn a_store_that_is_none_is_told() {
     for words in [&["list"][..], &["show", "1-1"], &["redeliver", "--all"], &["purge", "--all", "--yes"]] {
         assert_refused(&on(&absent, words), 2, &["absent.db", "there is no queue"]);
         assert!(!absent.exists());
-        assert_refused(&on(dir.path(), words), 2, &["no file"]);
+        assert_refused(&on(dir.path(), words), 2, &["is not a file"]);
         let text = dir.write("text", "[queue]\npath = \"queue.db\"\n");
         assert_refused(&on(&text, words), 1, &["text", "not a database"]);
         assert_eq!(fs::read(&text).unwrap(), b"[queue]\npath = \"queue.db\"\n");
@@ -786,7 +786,7 @@ fn a_server_without_a_queue_is_told() {
         let setup = Setup::bare().section(&on_nats(server)).with(webhook);
         let config = setup.write();
         let output = run(&["deliveries", "list", "--config", config.to_str().unwrap()], b"");
-        assert_refused(&output, 1, &["the queue is not there", why]);
+        assert_refused(&output, 1, &["the queue is still not available", why]);
     };
     let stopped = NatsServer::stopped(TempDir::new(), "");
     let empty = NatsServer::start();

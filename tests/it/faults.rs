@@ -94,7 +94,7 @@ fn many_bodies_fit_into_little_memory() {
     let large = Delivery::new("environment_revision", body).forged();
     let mut senders: Vec<_> = (0..100).map(|_| hookgate.connect()).collect();
     for sender in &mut senders {
-        // All but the last byte, so that it has to be held.
+        // All but the last byte, so that it must be held.
         sender.send(&large.head_bytes());
         sender.send(&large.the_body()[..large.the_body().len() - 1]);
     }

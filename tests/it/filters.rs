@@ -371,7 +371,7 @@ fn tags_are_globs_over_the_tag_and_touch_nothing_else() {
     }
 }
 
-/// Whatever `kind_check` says: what is no text fits no pattern, and is not no tag either.
+/// Whatever `kind_check` says: a name that is not text matches no pattern, and does not count as no tag either.
 #[test]
 fn members_of_the_wrong_type_pass_no_filter() {
     let upstream = Upstream::always(Reply::ok());
@@ -472,7 +472,7 @@ fn a_ping_is_answered_or_forwarded_where_it_is_wanted() {
         assert_eq!(request.header("hookgate-kind-verified"), Some("true"));
         assert_eq!(request.body, sample("ping").body());
     }
-    // A ping is no way around the checks.
+    // A ping does not get around the checks.
     hookgate.send(&ping().to("/plain").unsigned()).assert_refused(401, "missing_signature");
     hookgate.send(&ping().to("/plain").forged()).assert_refused(401, "bad_signature");
     hookgate.send(&Delivery::good().kind("ping").to("/plain")).assert_refused(422, "kind_mismatch");

@@ -150,7 +150,7 @@ fn kind_check_warn_logs_and_goes_on() {
     assert_eq!(request.header("hookgate-event"), Some("environment_tag"));
     let id = swapped.header_value("pulumi-webhook-id");
     hookgate.wait_for_log(|line| line["level"] == "WARN" && line["delivery.id"] == id);
-    // What agrees is still verified, and what is no object is still refused.
+    // What agrees is still verified, and what is not an object is still refused.
     hookgate.send(&Delivery::good()).assert_forwarded(200);
     assert_eq!(upstream.wait_for(2)[1].header("hookgate-kind-verified"), Some("true"));
     hookgate.send(&Delivery::good().body("[]")).assert_refused(422, "bad_payload");

@@ -390,7 +390,7 @@ fn an_upstream_that_never_stops_is_stopped() {
     assert_eq!(refused(Endless::Flood("HTTP/1.1 200 ", "x")), bad_answer());
     assert_eq!(refused(Endless::Drip(HEAD, "x")), timeout());
     assert_eq!(refused(Endless::Drip("", "\r\n")), timeout());
-    // What is no HTTP.
+    // What is not HTTP.
     assert_eq!(refused(Endless::Flood("", "garbage\r\n")), bad_answer());
     assert_eq!(refused(Endless::Flood("", "\0")), bad_answer());
     // Interim answers.
@@ -548,7 +548,7 @@ fn what_is_only_announced_takes_no_memory() {
     senders.iter_mut().for_each(|sender| sender.send(&head));
     hookgate.wait_for_metric("hookgate_inflight_requests", &[], f64::from(SENDERS));
     let before = hookgate.memory("VmData");
-    // The first byte stays where it is; with the second, there has to be a place for both.
+    // The first byte stays where it is; with the second, there must be a place for both.
     for byte in 1..=2 {
         senders.iter_mut().for_each(|sender| sender.send(b"x"));
         hookgate.wait_for_metric("hookgate_inflight_bytes", &[], f64::from(byte * SENDERS));
@@ -587,7 +587,7 @@ fn requests_whose_sender_is_gone_are_in_flight_no_more() {
     hookgate.wait_for_metric("hookgate_connections", &[], 0.0);
 }
 
-/// As many connections may be open as `max_connections` says, before any of them has to give way.
+/// As many connections may be open as `max_connections` says, before any of them must give way.
 #[test]
 fn no_connection_gives_way_before_all_are_taken() {
     let upstream = Upstream::always(Reply::ok());

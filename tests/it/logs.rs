@@ -248,7 +248,7 @@ fn strangers_cannot_flood_the_log() {
     assert!(counts["timestamp"].is_string() && counts["outcomes"].is_string(), "{counts}");
 }
 
-/// What anybody can bring about is INFO; what somebody with the secret has to see is WARN.
+/// What anybody can bring about is INFO; what somebody with the secret must see is WARN.
 #[test]
 fn levels_say_who_has_to_look() {
     let upstream = Upstream::scripted(|request| match request.header("pulumi-webhook-id") {

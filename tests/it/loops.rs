@@ -1,5 +1,5 @@
 //! A destination that leads back to hookgate, by a way that no configuration shows. Such a delivery is never taken for
-//! delivered. Two hookgates in a row are no loop.
+//! delivered. Two hookgates in a row are not a loop.
 
 use std::net::{SocketAddr, TcpListener};
 

@@ -601,13 +601,14 @@ fn a_store_that_hangs_is_told_to_senders_and_recovers() {
 #[test]
 fn a_file_that_is_none_or_in_use_is_refused_at_the_start() {
     let upstream = Upstream::always(Reply::ok());
-    let setup = queued(&upstream).file("queue.db", "this is no database, whatever its name says".repeat(100));
+    let setup =
+        queued(&upstream).file("queue.db", "this is not a database, whatever its name says".repeat(100));
     let output = run(&["run", "--config", setup.write().to_str().unwrap()], b"");
     assert_eq!(output.status.code(), Some(2));
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(said.contains("queue.db"), "{said}");
     let kept = fs::read_to_string(setup.dir().join("queue.db")).unwrap();
-    assert!(kept.starts_with("this is no database"), "it is not touched");
+    assert!(kept.starts_with("this is not a database"), "it is not touched");
 
     let hookgate = queued(&upstream).start();
     let mut second = program();

@@ -256,7 +256,7 @@ fn failures_name_the_destination_and_what_was_tried() {
             "gave no usable answer: it answered 307 Temporary Redirect, and redirects are not followed",
         ),
         (&hanging, "did not answer in time: there was no status within 1s; the request was sent"),
-        (&tls, "gave no usable answer: it speaks TLS: `url` has to begin with https://"),
+        (&tls, "gave no usable answer: it speaks TLS: `url` must begin with https://"),
     ] {
         let (url, place) = at(upstream);
         cases.push((url, format!("at {place} {words}")));

@@ -185,7 +185,7 @@ fn half_a_secret_is_never_in_force() {
     assert_eq!(reloads(&hookgate, "failure"), 0.0);
 }
 
-/// A file that rests half written is a mistake as far as it can be told; the old settings stay.
+/// A file that rests half written is a mistake as far as hookgate can recognise it; the old settings stay.
 #[test]
 fn half_a_configuration_changes_nothing() {
     let upstream = Upstream::always(Reply::ok());

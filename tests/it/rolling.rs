@@ -127,7 +127,7 @@ fn assert_exact(upstream: &Upstream, sent: &BTreeSet<String>) {
         .map(|request| request.header("pulumi-webhook-id").unwrap().to_owned())
         .collect();
     println!("{} deliveries in {} restarts", sent.len(), 2 * ROUNDS);
-    assert!(sent.len() > 100, "{} deliveries are no load", sent.len());
+    assert!(sent.len() > 100, "{} deliveries are too few", sent.len());
     assert_eq!(delivered.len(), sent.len());
     assert_eq!(&delivered.into_iter().collect::<BTreeSet<_>>(), sent);
 }

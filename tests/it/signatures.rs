@@ -1,4 +1,4 @@
-//! Signatures: known answers, those of other tools, and every form that is none.
+//! Signatures: known answers, those of other tools, and every form that is not a signature.
 
 use std::process::{Command, Stdio};
 

@@ -420,11 +420,11 @@ fn handshakes_that_fail_are_explained() {
     let raw = |bytes: &[u8]| Upstream::at_first_byte(bytes);
     let alert = |number: u8| [0x15, 3, 3, 0, 2, 2, number];
     let cases = [
-        (raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is it plain HTTP? Then `url` has to begin with http://"),
+        (raw(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "is it plain HTTP? Then `url` must begin with http://"),
         (raw(&alert(40)), "no ciphers in common with hookgate, or it demands a client certificate"),
         (raw(&alert(70)), "neither TLS 1.2 nor 1.3"),
         (raw(&alert(80)), "its log may say more"),
-        (raw(&alert(112)), "does not serve the name that stands in `url`"),
+        (raw(&alert(112)), "does not serve the name in `url`"),
         (raw(&alert(120)), "does not speak HTTP/1.1"),
         (raw(&alert(47)), "it ended the handshake (TLS alert illegal_parameter)"),
         (raw(b""), "does it speak TLS 1.2 or 1.3?"),
@@ -446,7 +446,7 @@ fn handshakes_that_fail_are_explained() {
     let delivery = Delivery::good();
     hookgate.send(&delivery).assert_refused(502, "upstream_bad_answer");
     let line = hookgate.line_of(delivery.header_value("pulumi-webhook-id"));
-    assert!(line["reason"].as_str().unwrap().contains("`url` has to begin with https://"), "{line}");
+    assert!(line["reason"].as_str().unwrap().contains("`url` must begin with https://"), "{line}");
 }
 
 /// The same from the other side: what is wrong between a sender and the certificate of `server.tls`.

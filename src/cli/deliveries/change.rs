@@ -1,6 +1,6 @@
 //! `hookgate deliveries redeliver` and `purge`: what changes the queue.
 //!
-//! Nothing is changed by accident: what is meant has to be said, by IDs, by a filter, or by `--all`.
+//! Nothing is changed by accident: what is meant must be said, by IDs, by a filter, or by `--all`.
 
 use std::{
     io::{self, BufRead, IsTerminal, Write},

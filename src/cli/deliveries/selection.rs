@@ -9,7 +9,7 @@ use crate::{
     delivery::queue::{Filter, State},
 };
 
-/// Conditions, all of which have to hold.
+/// Conditions, all of which must hold.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Filters")]
 pub(super) struct Conditions {

@@ -121,7 +121,7 @@ async fn body(log: &Log, ids: &[String], out: &mut Out<impl Write>) -> Result<En
     }
 }
 
-/// Names and values of what is handed on with the body.
+/// Names and values of what is forwarded with the body.
 fn headers(parcel: &Parcel, webhook: &str) -> [(&'static str, String); 8] {
     let text = |value: &[u8]| printable(value, false);
     [
@@ -147,7 +147,7 @@ struct DetailsJson<'d> {
     #[serde(flatten)]
     record: RecordJson<'d>,
     headers: serde_json::Map<String, serde_json::Value>,
-    /// Null where it is no text.
+    /// Null where it is not text.
     body: Option<&'d str>,
     attempt_log: Vec<AttemptJson<'d>>,
 }
@@ -206,7 +206,7 @@ impl Display for Description<'_> {
             line(
                 f,
                 "orphaned",
-                "the configuration has no such destination: it waits until the name is back",
+                "the configuration has no such destination: the job waits until the name returns",
             )?;
         }
         line(f, "received", &moment(record.received))?;
@@ -259,10 +259,10 @@ fn describe(f: &mut Formatter<'_>, attempt: &Attempt) -> fmt::Result {
 /// What is meant by a reason.
 const fn meaning(death: Death) -> &'static str {
     match death {
-        Death::Refused => "the service's answer says that trying again is of no use",
-        Death::Attempts => "`queue.max_attempts` were made",
+        Death::Refused => "the service's answer says that trying again will not help",
+        Death::Attempts => "`queue.max_attempts` attempts were made",
         Death::Age => "it became older than `queue.max_age`",
-        Death::Damaged => "what the store has of it cannot be read",
+        Death::Damaged => "its stored data cannot be read",
     }
 }
 
@@ -335,8 +335,8 @@ mod tests {
         let expected = "\
 1042-1 to esc/app
   state         dead: refused, orphaned
-  why           the service's answer says that trying again is of no use
-  orphaned      the configuration has no such destination: it waits until the name is back
+  why           the service's answer says that trying again will not help
+  orphaned      the configuration has no such destination: the job waits until the name returns
   received      2026-05-31T23:00:00Z, 59m ago
   finished      2026-05-31T23:59:00Z, 1m ago
   event         environment_revision_created

@@ -1,4 +1,4 @@
-//! What the demo sends, and what has to become of it. Pure.
+//! What the demo sends, and what must become of it. Pure.
 
 use bytes::Bytes;
 
@@ -21,12 +21,12 @@ pub(super) struct Step {
     pub(super) expected: Expected,
 }
 
-/// What has to become of a request.
+/// What must become of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Expected {
     pub(super) status: u16,
     pub(super) outcome: &'static str,
-    /// The event as which it has to reach the upstream, if it has to.
+    /// The event as which it must reach the upstream, if it must.
     pub(super) reaches: Option<&'static str>,
 }
 

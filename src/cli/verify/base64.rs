@@ -1,4 +1,4 @@
-//! Base64, as far as mistakes with it have to be told: both alphabets, padded or not.
+//! Base64, as far as mistakes with it must be told: both alphabets, padded or not.
 
 /// Which of the two alphabets a text uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(super) enum Alphabet {
 
 const STANDARD: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// The bytes that a text stands for, white space apart. `None` where it is no base64, or empty.
+/// The bytes that a text stands for, white space apart. `None` where it is not base64, or empty.
 pub(super) fn decode(text: &[u8]) -> Option<(Alphabet, Vec<u8>)> {
     let mut alphabet = Alphabet::Either;
     let mut decoded = Vec::with_capacity(text.len() / 4 * 3 + 3);

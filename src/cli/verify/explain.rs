@@ -369,7 +369,7 @@ mod tests {
         assert_found(&secret, "{\r\n\"a\":1\r\n}", &sign(b"{\n\"a\":1\n}"), "line ends");
         assert_found(&secret, "{\n\"a\":1\n}", &sign(b"{\r\n\"a\":1\r\n}"), "line ends");
         assert_found(&secret, format!("\u{feff}{body}"), &sign(body.as_bytes()), "byte order mark");
-        assert_found(&secret, format!("{body}--boundary--"), &sign(body.as_bytes()), "goes on");
+        assert_found(&secret, format!("{body}--boundary--"), &sign(body.as_bytes()), "after the JSON value");
         assert_found(&secret, &body, &sign(b""), "empty body");
     }
 

@@ -73,7 +73,9 @@ pub(super) fn at_keys(candidates: &[Candidate]) -> (Vec<Guess<Zeroizing<Vec<u8>>
         };
         for quote in [&b"\""[..], b"'"] {
             guess(
-                format!("the sender's secret has quotation marks around it that the one of {label} has not"),
+                format!(
+                    "the sender's secret has quotation marks around it that the secret of {label} does not have"
+                ),
                 [quote, secret, quote].concat(),
             );
         }
@@ -114,7 +116,7 @@ fn mended(secret: &[u8], label: &str) -> Vec<(Vec<String>, Vec<u8>)> {
 /// One thing undone.
 fn steps(secret: &[u8], label: &str) -> Vec<(String, Vec<u8>)> {
     let trimmed = secret.trim_ascii();
-    let of_ours = |what: &str| format!("the secret of {label} {what} that the sender's has not");
+    let of_ours = |what: &str| format!("the secret of {label} {what} that the sender's does not have");
     let visible = str::from_utf8(secret)
         .ok()
         .map(|text| text.chars().filter(|c| !mangled::is_invisible(*c)).collect::<String>().into_bytes());
@@ -197,9 +199,9 @@ pub(super) fn at_bodies(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + '
             guess("the body is base64-encoded: a gateway between Pulumi and here wrapped it", bytes)
         }),
         first_value(body).and_then(|value| {
-            guess("behind the JSON value the body goes on with bytes that were not signed", value.to_vec())
+            guess("after the JSON value, the body has bytes that were not signed", value.to_vec())
         }),
-        guess("it is the signature of the empty body: whoever signed had nothing in hand", vec![]),
+        guess("it is the signature of the empty body: the sender signed nothing", vec![]),
     ];
     std::iter::once(as_given).chain(simple.into_iter().flatten()).chain(encodings(body))
 }
@@ -223,7 +225,7 @@ fn encodings(body: &[u8]) -> impl Iterator<Item = Guess<Vec<u8>>> + use<> {
     let guesses = styles.flat_map(|(style, bytes)| {
         let words = format!(
             "the body was re-encoded: the signature fits it {style}. Something on the way parsed it and \
-             wrote it anew; verify the bytes as received"
+             rewrote it; verify the bytes as received"
         );
         let with_newline = Guess {
             otherwise: vec![format!("{words}, with a newline at the end")],

@@ -70,7 +70,7 @@ fn private_keys_that_everybody_may_read_are_warned_of() {
         assert!(config.warnings.iter().all(|warning| warning.key == "server.tls.key"));
         assert_eq!(config.files, [Path::new("hookgate.toml"), &cert, &key]);
     }
-    // The key is no certificate, and nothing of it is repeated.
+    // The key is not a certificate, and nothing of it is repeated.
     let told = mistakes(&with(&tls(&key)));
     assert_eq!(told.len(), 1, "{told:?}");
     assert!(told[0].starts_with("server.tls.cert: ") && told[0].contains("holds no certificate"), "{told:?}");
@@ -125,7 +125,7 @@ fn what_goes_to_another_machine_without_tls_is_warned_of() {
 #[test]
 fn a_star_in_a_path_stands_for_itself_and_is_warned_of() {
     let warnings = parse(&with("").replace("/webhooks/pulumi", "/webhooks/*")).unwrap().warnings;
-    assert!(warnings[0].text.contains("a path is exact"), "{warnings:?}");
+    assert!(warnings[0].text.contains("a path is compared exactly"), "{warnings:?}");
 }
 
 #[test]

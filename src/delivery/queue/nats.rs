@@ -20,7 +20,7 @@
 //! a record is never taken for that of another delivery. What the loss of records leaves behind, jobs that wait and that no
 //! consumer will bring, is found and called (`audit`).
 //!
-//! `connect` connects, `shape` is what the streams have to be like, `wire` and `record` are what is written, `store` reads and
+//! `connect` connects, `shape` is what the streams must be like, `wire` and `record` are what is written, `store` reads and
 //! writes, `browse` is the log.
 
 mod audit;
@@ -94,7 +94,7 @@ impl fmt::Debug for Settings {
 /// Why there is no queue. Nothing secret is in it.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The URL is none of NATS.
+    /// The URL is not that of a NATS server.
     #[error("the URL is not that of a NATS server")]
     Url,
     /// The name would not do for a stream.
@@ -144,7 +144,7 @@ struct Shared {
     /// What a process that was killed, or a stream that was lost, has left is to be put right.
     untidy: AtomicBool,
     counted: Mutex<Option<Counted>>,
-    /// The largest body of a delivery. `None`: this is no service, but a command beside it.
+    /// The largest body of a delivery. `None`: this is not a service, but a command beside it.
     max_body: Option<usize>,
     /// The server's limit that was warned of.
     warned: AtomicUsize,
@@ -160,7 +160,7 @@ struct Shared {
 }
 
 impl Nats {
-    /// Starts the engine. It connects by itself, and again when the connection is lost: [`Queue::health`] says how it
+    /// Starts the engine. It connects on its own, and again when the connection is lost: [`Queue::health`] says how it
     /// stands. To be called in a runtime. `max_body` is that of the largest delivery, in bytes: a server that does not take
     /// messages of that size is warned of.
     ///
@@ -319,11 +319,11 @@ impl Shared {
             self.full.store(false, Ordering::Relaxed);
         }
         self.held.trouble().map_or(Health::Ready, |why| {
-            Health::NotReady(format!("what became of deliveries cannot be recorded: {why}"))
+            Health::NotReady(format!("the outcomes of attempts cannot be recorded: {why}"))
         })
     }
 
-    /// Whether the server is there, and the streams are as they have to be.
+    /// Whether the server is there, and the streams are as they must be.
     async fn check(
         self: &Arc<Self>,
         store: &Store,

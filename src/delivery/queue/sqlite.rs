@@ -182,7 +182,7 @@ impl Sqlite {
         let writer = Writer::new(connection, Arc::clone(&shared), place);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
-            // They end when their senders are gone, and `close` waits for what they have to do before.
+            // They end when their senders are gone, and `close` waits for their work first.
             thread.map(drop).map_err(|error| Why::unusable(path, &error))
         };
         spawn("queue-writer", Box::new(move || writer.run(Inbox { commands: to_do, verdicts: settled })))?;

@@ -34,9 +34,9 @@ impl Worker {
             let trouble = trouble(&health.borrow_and_update());
             match &trouble {
                 Some(reason) if was_ready => {
-                    error!(%reason, "the queue takes no deliveries: senders are told to come again");
+                    error!(%reason, "queue unavailable: answering 503");
                 }
-                None if !was_ready => info!("the queue takes deliveries again"),
+                None if !was_ready => info!("queue available again"),
                 Some(_) | None => {}
             }
             was_ready = trouble.is_none();
@@ -91,7 +91,7 @@ impl Worker {
             let nearly_full = is_nearly_full(&stock);
             if nearly_full && !was_nearly_full {
                 let Stock { bytes, max_bytes, .. } = stock;
-                warn!(bytes, max_bytes, "the queue is nearly full: what it cannot take is answered 503");
+                warn!(bytes, max_bytes, "the queue is nearly full: once it is full, new deliveries get 503");
             }
             was_nearly_full = nearly_full;
         }

@@ -211,7 +211,7 @@ impl Line {
             settled
         } else {
             if !unsettled.swap(true, Relaxed) {
-                warn!(limit = ?SETTLE, "what became of a delivery is not recorded yet: its place is kept");
+                warn!(limit = ?SETTLE, "the outcome of an attempt is not recorded yet: it is kept");
             }
             // It is waited for without end, and its place with it: so there are never more of them than places.
             settled.await
@@ -221,7 +221,7 @@ impl Line {
             Err(error) => {
                 self.stumbled.store(true, Relaxed);
                 if !unsettled.swap(true, Relaxed) {
-                    warn!(%error, "what became of a delivery was not recorded: it may be made again");
+                    warn!(%error, "the outcome of an attempt was not recorded: the delivery may be made again");
                 }
             }
         }
@@ -230,7 +230,7 @@ impl Line {
 
 fn note_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        error!(%error, "an attempt broke off; it will be made again");
+        error!(%error, "an attempt was interrupted; it will be made again");
     }
 }
 

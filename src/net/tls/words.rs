@@ -19,12 +19,12 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
             Tls::InvalidCertificate(error) => explain_certificate(error),
             Tls::AlertReceived(alert) => explain_alert(*alert),
             Tls::InvalidMessage(_) => {
-                "what it answers is not TLS: is it plain HTTP? Then `url` has to begin with http://".into()
+                "its answer is not TLS: is it plain HTTP? Then `url` must begin with http://".into()
             }
-            Tls::PeerSentOversizedRecord => "what it sends is not TLS, or broken".into(),
+            Tls::PeerSentOversizedRecord => "what it sends is not TLS, or is damaged".into(),
             Tls::PeerIncompatible(why) => explain_mismatch(why).into(),
             Tls::NoApplicationProtocol => NO_HTTP_1.into(),
-            Tls::NoCertificatesPresented => "it shows no certificate".into(),
+            Tls::NoCertificatesPresented => "it did not send a certificate".into(),
             Tls::DecryptError => {
                 "what it sends cannot be decrypted: something in between may change it".into()
             }
@@ -32,7 +32,7 @@ pub fn explain(error: &(dyn Error + 'static)) -> Option<String> {
             | Tls::InappropriateMessage { .. }
             | Tls::InappropriateHandshakeMessage { .. } => MISBEHAVES.into(),
             Tls::FailedToGetCurrentTime | Tls::FailedToGetRandomBytes => {
-                "this machine gives no time or no random bytes".into()
+                "this machine's clock or random generator does not work".into()
             }
             _ => "TLS failed for a reason that hookgate has no words for".into(),
         }
@@ -74,11 +74,11 @@ pub fn explain_sender(error: &(dyn Error + 'static)) -> String {
             "the sender refuses the certificate of `server.tls`: it has expired or was revoked".into()
         }
         Some(Tls::AlertReceived(Alert::ProtocolVersion) | Tls::PeerIncompatible(_)) => {
-            "nothing in common with the sender: hookgate speaks TLS 1.2 and 1.3, with today's ciphers".into()
+            "nothing in common with the sender: hookgate speaks TLS 1.2 and 1.3, with modern ciphers".into()
         }
         Some(Tls::AlertReceived(alert)) => format!("the sender ended the handshake ({})", name(*alert)),
         Some(Tls::NoApplicationProtocol) => "the sender wants another protocol than HTTP/1.1".into(),
-        Some(_) => "the sender does not keep to the rules of TLS".into(),
+        Some(_) => "the sender violates the rules of TLS".into(),
         None if broke_off(error) => "the sender hung up in the middle of the handshake".into(),
         None => error.to_string(),
     }
@@ -110,12 +110,11 @@ fn broke_off(error: &(dyn Error + 'static)) -> bool {
     error.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-const SILENT: &str = "it ended the connection without a word of TLS: does it speak TLS 1.2 or 1.3?";
+const SILENT: &str = "it ended the connection without any TLS: does it speak TLS 1.2 or 1.3?";
 
-const MISBEHAVES: &str = "it does not keep to the rules of TLS: is its software up to date?";
+const MISBEHAVES: &str = "it violates the rules of TLS: is its software up to date?";
 
-const NOTHING_IN_COMMON: &str =
-    "it has nothing in common with hookgate: ciphers, key exchange or signatures. Are its settings of today?";
+const NOTHING_IN_COMMON: &str = "it has nothing in common with hookgate: ciphers, key exchange or signatures. Are its settings up to date?";
 
 const NO_HTTP_1: &str = "it does not speak HTTP/1.1";
 
@@ -183,7 +182,7 @@ fn explain_certificate(error: &CertificateError) -> Cow<'static, str> {
             Some(webpki::Error::EndEntityUsedAsCa) => {
                 "its certificate was signed with one that is not an authority's (CA:FALSE)"
             }
-            _ => "its certificate, or one of those above it, does not hold: `openssl verify -x509_strict` may say more",
+            _ => "its certificate, or one of those above it, is not valid: `openssl verify -x509_strict` may say more",
         }
         .into(),
     }
@@ -224,15 +223,15 @@ fn explain_alert(alert: AlertDescription) -> Cow<'static, str> {
         }
         Alert::UnknownCA | Alert::BadCertificate | Alert::CertificateUnknown | Alert::AccessDenied => {
             format!(
-                "it refuses the client certificate, or that there is none ({}): see `identity`",
+                "it refuses the client certificate, or demands one and got none ({}): see `identity`",
                 name(alert)
             )
             .into()
         }
-        Alert::CertificateExpired => "it refuses the client certificate: that has expired".into(),
-        Alert::CertificateRevoked => "it refuses the client certificate: that was revoked".into(),
+        Alert::CertificateExpired => "it refuses the client certificate: it has expired".into(),
+        Alert::CertificateRevoked => "it refuses the client certificate: it was revoked".into(),
         Alert::NoApplicationProtocol => NO_HTTP_1.into(),
-        Alert::UnrecognisedName => "it does not serve the name that stands in `url`".into(),
+        Alert::UnrecognisedName => "it does not serve the name in `url`".into(),
         Alert::ProtocolVersion => "it speaks neither TLS 1.2 nor 1.3, and older ones are not safe".into(),
         Alert::HandshakeFailure | Alert::InsufficientSecurity => {
             "it has no ciphers in common with hookgate, or it demands a client certificate and none is configured"

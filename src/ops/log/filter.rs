@@ -60,7 +60,7 @@ pub fn tell_rust_log(rust_log: &str) {
             warn!(filter, %error, "RUST_LOG is not a filter and is ignored: write a level such as \"info\", or TARGET=LEVEL pairs");
         }
         Ok(_) if leaves_nothing(rust_log) => {
-            warn!(target: DECIDES, filter, "RUST_LOG is in force instead of `log.level`. It names nothing of hookgate, whose warnings and errors are written all the same");
+            warn!(target: DECIDES, filter, "RUST_LOG is in force instead of `log.level`. It names nothing of hookgate, whose warnings and errors are still written");
         }
         Ok(_) => warn!(target: DECIDES, filter, "RUST_LOG is in force instead of `log.level`"),
     }

@@ -1,7 +1,7 @@
 //! A limit on the lines that strangers cause: so many a second, and then a count of what was left out.
 //!
 //! A line of every refused request would let anybody who can connect fill the disk. The requests that are left out are
-//! told by their number, once a second, as a line of the log. What the operator has to see does not pass through here.
+//! told by their number, once a second, as a line of the log. What the operator must see does not pass through here.
 
 use std::{
     fmt::Write as _,
@@ -18,7 +18,7 @@ const MOST: u32 = 10;
 /// Of these, what one kind of event leaves to the others: a flood of one kind does not hide that there is another.
 const FOR_OTHERS: u32 = 2;
 
-/// How often it is said what was left out, and counted anew.
+/// How often it is said what was left out, and counted again.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Admits ten lines a second. Kinds are few and fixed: labels of outcomes, never words of a sender.

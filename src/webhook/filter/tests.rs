@@ -325,7 +325,7 @@ fn a_misspelt_name_is_answered_with_the_nearest() {
     }
     assert_eq!(
         Events::default().add("stack_updates", None).unwrap_err().to_string(),
-        "`stack_updates` is no event, kind or group; did you mean `stack_update`?"
+        "`stack_updates` is not an event, kind or group; did you mean `stack_update`?"
     );
 }
 

@@ -84,7 +84,7 @@ pub(super) fn pass_over<'de, A: MapAccess<'de>>(members: &mut A) -> Result<(), A
     members.next_value::<IgnoredAny>().map(|_| ())
 }
 
-/// Whether a key, which is none of `names`, is one of them to a parser that is lax about keys: one that ignores case,
+/// Whether a key, which is not among `names`, is one of them to a parser that is lax about keys: one that ignores case,
 /// by ASCII or by Unicode, or one that takes U+0000 for the end of a text.
 pub(super) fn is_folded(key: &str, names: &[&str]) -> bool {
     // Names are shorter than this, and no letter that folds to an ASCII one has more than three bytes.

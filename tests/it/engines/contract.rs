@@ -332,7 +332,7 @@ pub(super) async fn a_dropped_lease_comes_back(engine: &dyn Engine) {
     let id = lease(&*queue, "app").await.job().id.clone();
     let again = lease(&*queue, "app").await;
     assert_eq!(again.job().id, id);
-    // What was not tried is no attempt.
+    // What was not tried is not an attempt.
     assert_eq!((again.job().attempts, again.job().attempts_ever), (0, 0));
 }
 

@@ -191,7 +191,7 @@ async fn another_process_redelivers_and_purges() {
     command.close().await.unwrap();
 }
 
-/// A delivery for some of a webhook's destinations is none of the others', even if nobody leases these.
+/// A delivery for some of a webhook's destinations does not concern the others, even if nobody leases these.
 #[tokio::test]
 async fn deliveries_for_others_are_not_counted() {
     let server = NatsServer::start();

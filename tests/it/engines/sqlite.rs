@@ -145,7 +145,7 @@ async fn what_is_not_a_good_queue_is_refused_and_left_alone() {
         assert!(text.contains(folder.queue().to_str().unwrap()), "{text}");
         assert!(fs::read(folder.queue()).unwrap() == before, "the file was touched");
     };
-    fs::write(folder.queue(), b"this is no database, and has never been one").unwrap();
+    fs::write(folder.queue(), b"this is not a database, and has never been one").unwrap();
     refused("is damaged");
     fs::remove_file(folder.queue()).unwrap();
 

@@ -87,7 +87,7 @@ fn nanos(time: SystemTime) -> u128 {
 }
 
 impl Shared {
-    /// Sees to it that the streams are there and as they have to be, and that nothing is left behind where they are not what
+    /// Sees to it that the streams are there and as they must be, and that nothing is left behind where they are not what
     /// they were.
     pub(super) async fn look_at_streams(
         self: &Arc<Self>,

@@ -5,7 +5,7 @@
 //! again, and the record says that there is nothing to do.
 //!
 //! A verdict that cannot be written is kept with its lease, and written when that is possible again. Until then nothing is
-//! leased, so that no more than what was under way has to be kept.
+//! leased, so that no more than what was under way must be kept.
 
 use std::{
     collections::{HashMap, hash_map::Entry},

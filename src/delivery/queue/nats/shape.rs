@@ -1,4 +1,4 @@
-//! What the two streams have to be like, and what is said of those that somebody else made or changed.
+//! What the two streams must be like, and what is said of those that somebody else made or changed.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ impl Shape {
         };
         let jobs = stream::Config {
             name: store.names.jobs.clone(),
-            description: Some("hookgate: what became of deliveries".to_owned()),
+            description: Some("hookgate: the outcomes of deliveries".to_owned()),
             subjects: store.names.all_jobs().to_vec(),
             max_messages_per_subject: 1,
             max_bytes: -1,

@@ -169,7 +169,7 @@ impl Store {
         self.load(&self.deliveries, which).await
     }
 
-    /// A delivery. `None`: it is gone, or the message is none.
+    /// A delivery. `None`: it is gone, or the message is not a delivery.
     pub(super) async fn delivery(&self, which: Which) -> Result<Option<Stored>, QueueError> {
         Ok(self.message(which).await?.and_then(Stored::read))
     }

@@ -1,4 +1,4 @@
-//! Forgetting what is old, and what has to make room.
+//! Forgetting what is old, and what must make room.
 //!
 //! Any replica sweeps, and all of them may at once: everything here may be done twice. A delivery is forgotten when all
 //! its jobs may be. Its message goes first and its records then, because a job without a record would wait.

@@ -32,7 +32,7 @@ pub(super) struct Place {
     /// Without symbolic links: what belongs to it is beside this.
     pub(super) path: PathBuf,
     /// The lock is on the file itself, however it is reached, and lasts as long as this is open. SQLite's own locks on it
-    /// end when this is closed: that has to be after its connections are.
+    /// end when this is closed: that must be after its connections are.
     lock: File,
     files: [(u64, u64); 3],
 }

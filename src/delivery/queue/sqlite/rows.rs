@@ -189,14 +189,14 @@ pub(super) fn condition(filter: &Filter, clock: &Clock) -> (String, Vec<Value>) 
     (all.text, all.values)
 }
 
-/// Conditions that all have to hold.
+/// Conditions that all must hold.
 struct All {
     text: String,
     values: Vec<Value>,
 }
 
 impl All {
-    /// Adds that one of these has to hold; nothing if there are none.
+    /// Adds that one of these must hold; nothing if there are none.
     fn any(&mut self, alternatives: impl Iterator<Item = (&'static str, Vec<Value>)>) {
         let (texts, values): (Vec<_>, Vec<_>) = alternatives.unzip();
         if !texts.is_empty() {

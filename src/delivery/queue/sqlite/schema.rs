@@ -57,7 +57,7 @@ pub enum Why {
         "has a form from before the first release: let that build deliver what waits, then name another file in `queue.path` or remove this one"
     )]
     Unreleased,
-    /// It has to be brought to this version by the service first.
+    /// It must be brought to this version by the service first.
     #[error("was written by another version: start the service once, which brings it to this one")]
     NotUpgraded,
     /// There is nothing in it, although it was written to.
@@ -77,7 +77,7 @@ pub enum Why {
     )]
     Locked(String),
     /// The system does not let it be used.
-    #[error("cannot be used: {0}; its folder has to be there, and to be writable for hookgate's user")]
+    #[error("cannot be used: {0}; its folder must exist and be writable for hookgate's user")]
     Unusable(String),
 }
 
@@ -108,7 +108,7 @@ pub(super) fn open(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Opens the file for a command that works beside the service, or without one. It has to be there.
+/// Opens the file for a command that works beside the service, or without one. It must be there.
 pub(super) fn open_beside(path: &Path) -> Result<Connection, OpenError> {
     let connection = connect(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let version = check_identity(path, &connection, false)?;
@@ -147,7 +147,7 @@ fn set_up(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA temp_store = MEMORY;",
     )?;
     connection.set_prepared_statement_cache_capacity(64);
-    // Plans do not depend on parameters; without this, statements are planned anew for each of them.
+    // Plans do not depend on parameters; without this, statements are planned again for each of them.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 

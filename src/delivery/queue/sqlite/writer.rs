@@ -36,7 +36,7 @@ pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
 
 /// What the writer is told.
 pub(super) enum Command {
-    /// What nobody waits for any more is not done: who was told 503 need not be stored, and after a stall it is no work.
+    /// What nobody waits for any more is not done: who was told 503 need not be stored, and after a stall it is not worth the work.
     Task(Box<dyn Run>),
     /// Is kept until it can be committed.
     Verdict(Box<dyn Run>),
@@ -44,7 +44,7 @@ pub(super) enum Command {
 }
 
 impl Command {
-    /// `work` is done in a transaction, which may have to be tried again, and what comes of it is told after its commit.
+    /// `work` is done in a transaction, which may must be tried again, and what comes of it is told after its commit.
     pub(super) fn task<T: Send + 'static>(
         work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
         done: Done<T>,

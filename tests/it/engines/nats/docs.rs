@@ -64,7 +64,7 @@ fn queues_are_backed_up_restored_moved_and_cleared() {
     });
     let folder = TempDir::new();
     // The user has what the page says, and no more.
-    let [permissions] = blocks("What the server has to be like", "")[..] else { panic!() };
+    let [permissions] = blocks("What the server must be like", "")[..] else { panic!() };
     let pair = KeyPair::new_user();
     let seed = pair.seed().unwrap();
     let user = format!("nkey: {}, {permissions}", pair.public_key());

@@ -246,7 +246,7 @@ async fn refusal(queue: &dyn Queue) -> String {
     why
 }
 
-/// A stream that would drop what waits is refused, with what has to be changed; and taken when it is changed.
+/// A stream that would drop what waits is refused, with what must be changed; and taken when it is changed.
 #[tokio::test]
 async fn streams_that_would_drop_something_are_refused() {
     let deliveries = Config {

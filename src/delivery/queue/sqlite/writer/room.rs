@@ -58,7 +58,7 @@ impl Work<'_> {
             .collect()
     }
 
-    /// What has to be done from time to time: forgets what is older than it has to be kept. Whether it has changed anything.
+    /// What must be done from time to time: forgets what is older than it must be kept. Whether it has changed anything.
     pub(super) fn sweep(&mut self) -> rusqlite::Result<()> {
         let retention = self.shared.retention;
         for (state, retain) in [

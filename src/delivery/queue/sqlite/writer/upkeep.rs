@@ -62,7 +62,7 @@ impl Writer {
             connection.execute("VACUUM INTO ?1", [name]).map_err(io::Error::other)?;
             new.sync()?;
         }
-        // The last connection to close removes the write-ahead log by its name: that has to be before there is a new one.
+        // The last connection to close removes the write-ahead log by its name: that must be before there is a new one.
         *lock_of(&self.shared.reader) = None;
         self.connection = None;
         // Else it is in its place already, and could not be opened.
@@ -85,7 +85,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What has to be done from time to time.
+    /// What must be done from time to time.
     pub(super) fn look_after(&mut self) {
         self.looked = Instant::now();
         let health = match self.check_file() {
@@ -175,7 +175,7 @@ fn set(connection: &Connection, name: &str, value: i64) -> rusqlite::Result<()> 
         .map(drop)
 }
 
-/// What the service has to say of itself in the file.
+/// What the service writes about itself into the file.
 pub(in super::super) fn tell(connection: &Connection, window: Duration, ahead: i64) -> rusqlite::Result<()> {
     set(connection, "window", millis(window))?;
     set(connection, "clock", ahead)
