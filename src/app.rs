@@ -50,7 +50,7 @@ use crate::{
         worker::{self, Worker},
     },
     ingress::{
-        Budget,
+        self, Budget,
         receive::{Gate, Limits},
         rejection::Outcome,
         route::Routes,
@@ -62,8 +62,11 @@ use crate::{
         metrics::{Metrics, NO_WEBHOOK},
     },
     server::{
-        accept::{self as server, Drain, Handler},
+        accept,
         crowd::Crowd,
+        drain::Drain,
+        handler::Handler,
+        limits::ConnectionLimits,
         listener::{Address, Listener},
         tls as server_tls,
         unreadable::Unreadable,
@@ -78,7 +81,7 @@ pub struct App {
     webhooks: Listener,
     ops: Listener,
     tls: Option<server_tls::Tls>,
-    settings: server::Settings,
+    settings: ingress::settings::Settings,
     gate: Gate,
     queue: Option<(Arc<dyn Queue>, worker::Settings)>,
     lanes: usize,
@@ -198,7 +201,7 @@ impl App {
                 budget: Budget::new(
                     config.server.max_inflight_bytes,
                     config.server.max_body,
-                    config.server.max_connections,
+                    config.server.connections.max_connections,
                 ),
             },
             dispatch: Arc::new(dispatch),
@@ -270,7 +273,7 @@ impl App {
         let mut lanes = spawn_lanes(
             &self.webhooks,
             self.tls.as_ref(),
-            &self.settings,
+            &self.settings.connections,
             &self.gate,
             self.lanes,
             &drain,
@@ -388,12 +391,12 @@ fn bind(key: &'static str, address: &Address, mode: u32) -> Result<(Listener, Ad
 async fn serve<H: Handler>(
     listener: Listener,
     tls: Option<server_tls::Tls>,
-    settings: server::Settings,
+    limits: ConnectionLimits,
     crowd: Arc<Crowd>,
     handler: H,
     drain: Drain,
 ) {
-    if let Err(error) = server::serve(listener, tls, &settings, crowd, handler, drain).await {
+    if let Err(error) = accept::serve(listener, tls, limits, crowd, handler, drain).await {
         error!(%error, "a listener cannot be used");
     }
 }
@@ -428,7 +431,8 @@ mod tests {
         peer.write_all(head.as_bytes()).await.unwrap();
         let in_flight = &app.gate.metrics.inflight_requests;
         {
-            let mut serving = pin!(server::serve_connection(socket, &app.settings, app.gate.clone()));
+            let mut serving =
+                pin!(accept::serve_connection(socket, app.settings.connections.clone(), app.gate.clone()));
             while in_flight.get() == 0 {
                 tokio::select! {
                     biased;

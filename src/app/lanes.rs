@@ -9,12 +9,7 @@ use tracing::error;
 use super::{serve, threads};
 use crate::{
     ingress::receive::Gate,
-    server::{
-        accept::{self as server, Drain},
-        crowd::Crowd,
-        listener::Listener,
-        tls as server_tls,
-    },
+    server::{crowd::Crowd, drain::Drain, limits::ConnectionLimits, listener::Listener, tls as server_tls},
 };
 
 /// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its
@@ -22,13 +17,13 @@ use crate::{
 pub(super) fn spawn_lanes(
     listener: &Listener,
     tls: Option<&server_tls::Tls>,
-    settings: &server::Settings,
+    limits: &ConnectionLimits,
     gate: &Gate,
     lanes: usize,
     drain: &Drain,
     over: &CancellationToken,
 ) -> JoinSet<()> {
-    let crowd = Crowd::new(settings.max_connections);
+    let crowd = Crowd::new(limits.max_connections);
     let mut tasks = JoinSet::new();
     for lane in 0..lanes {
         let listener = match listener.try_clone() {
@@ -39,8 +34,7 @@ pub(super) fn spawn_lanes(
             }
         };
         let gate = Gate { lane, ..gate.clone() };
-        let serving =
-            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&crowd), gate, drain.clone());
+        let serving = serve(listener, tls.cloned(), limits.clone(), Arc::clone(&crowd), gate, drain.clone());
         if lane == 0 {
             tasks.spawn(serving);
             continue;

@@ -39,6 +39,7 @@ use crate::{
         receive::Gate,
         rejection::Outcome,
         route::{self, Routes, Webhook},
+        settings as server,
     },
     net::{
         connect::Tls,
@@ -46,7 +47,7 @@ use crate::{
         tls::{Authorities, NoRoots},
     },
     ops::{self, log, metrics::Metrics},
-    server::{accept as server, tls as server_tls},
+    server::{limits::ConnectionLimits, tls as server_tls},
     upstream::Upstream,
 };
 
@@ -263,13 +264,10 @@ impl Source {
             listen,
             listen_mode,
             trusted_proxies,
+            connections: ConnectionLimits { max_header, max_connections, header_timeout, idle_timeout },
             max_body,
-            max_header,
-            max_connections,
             max_inflight_bytes,
-            header_timeout,
             body_timeout,
-            idle_timeout,
             drain_timeout,
         } = &config.server;
         [
@@ -278,12 +276,12 @@ impl Source {
             ("server.trusted_proxies", *trusted_proxies != old.trusted_proxies),
             ("server.tls", config.tls.is_some() != tls),
             ("server.max_body", *max_body != old.max_body),
-            ("server.max_header", *max_header != old.max_header),
-            ("server.max_connections", *max_connections != old.max_connections),
+            ("server.max_header", *max_header != old.connections.max_header),
+            ("server.max_connections", *max_connections != old.connections.max_connections),
             ("server.max_inflight_bytes", *max_inflight_bytes != old.max_inflight_bytes),
-            ("server.header_timeout", *header_timeout != old.header_timeout),
+            ("server.header_timeout", *header_timeout != old.connections.header_timeout),
             ("server.body_timeout", *body_timeout != old.body_timeout),
-            ("server.idle_timeout", *idle_timeout != old.idle_timeout),
+            ("server.idle_timeout", *idle_timeout != old.connections.idle_timeout),
             ("server.drain_timeout", *drain_timeout != old.drain_timeout),
             ("ops.listen", config.ops != self.ops),
             ("dedupe.window", config.dedupe != self.dedupe),

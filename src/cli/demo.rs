@@ -43,10 +43,10 @@ use crate::{
     app::{self, App},
     config::{self, Config},
     delivery::{dedupe, destination, queue},
-    ingress::route,
+    ingress::{route, settings as server},
     net::{client::Answer, target::Target, tls},
     ops,
-    server::{accept as server, listener::Address},
+    server::listener::Address,
     webhook::{
         filter::{Events, Filter, KindCheck},
         secret::Secret,
