@@ -6,10 +6,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{serve, threads};
+use super::threads;
 use crate::{
     ingress::receive::Gate,
-    server::{crowd::Crowd, drain::Drain, limits::ConnectionLimits, listener::Listener, tls as server_tls},
+    server::{
+        accept, crowd::Crowd, drain::Drain, handler::Handler, limits::ConnectionLimits, listener::Listener,
+        tls as server_tls,
+    },
 };
 
 /// A thread for each lane, the first on this runtime. A connection stays on the lane that accepted it, with its
@@ -43,4 +46,18 @@ pub(super) fn spawn_lanes(
         threads::spawn(&format!("lane-{lane}"), serving, over.clone(), &mut tasks);
     }
     tasks
+}
+
+/// Serves a listener until its drain is over.
+pub(super) async fn serve<H: Handler>(
+    listener: Listener,
+    tls: Option<server_tls::Tls>,
+    limits: ConnectionLimits,
+    crowd: Arc<Crowd>,
+    handler: H,
+    drain: Drain,
+) {
+    if let Err(error) = accept::serve(listener, tls, limits, crowd, handler, drain).await {
+        error!(%error, "a listener cannot be used");
+    }
 }

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{queue::recipients, serve, threads};
+use super::{lanes::serve, queue::recipients, threads};
 use crate::{
     delivery::{dispatch::Dispatch, worker},
     ingress::receive::Gate,
