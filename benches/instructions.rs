@@ -26,10 +26,11 @@ use hookgate::{
         receive::{Gate, Limits},
         rejection::Outcome,
         route::{Routes, Webhook},
+        settings::Settings,
     },
     net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    server::accept::{Settings, serve_connection},
+    server::accept::serve_connection,
     upstream::Upstream,
 };
 use hyper::header::HeaderMap;
@@ -101,7 +102,7 @@ async fn served((_, event, signature, label): &(&str, &str, Signature, &str), ti
         }
         drop(ours);
     };
-    let serving = serve_connection(theirs, &settings, gate);
+    let serving = serve_connection(theirs, settings.connections.clone(), gate);
     tokio::select! {
         ((), ()) = async { tokio::join!(serving, sending) } => {}
         error = upstream(&listener) => error.unwrap(),
@@ -182,7 +183,11 @@ fn gate(settings: &Settings, event: &str, socket: &Path) -> Gate {
         limits: Limits {
             max_body: settings.max_body,
             body_timeout: settings.body_timeout,
-            budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
+            budget: Budget::new(
+                settings.max_inflight_bytes,
+                settings.max_body,
+                settings.connections.max_connections,
+            ),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
         trusted_proxies: Arc::default(),

@@ -1,6 +1,7 @@
 //! The service: built from a configuration, bound early, run until it is told to end, drained under a deadline.
 
 mod aside;
+mod build_error;
 mod descriptors;
 mod doubts;
 mod lanes;
@@ -9,6 +10,8 @@ mod ops;
 mod privacy;
 mod queue;
 mod reload;
+mod restart;
+mod routes;
 mod start;
 mod threads;
 mod watch;
@@ -24,22 +27,25 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tokio::{
-    runtime::{Builder, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync,
     task::JoinSet,
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
+pub use build_error::BuildError;
 pub use descriptors::raise_descriptor_limit;
 pub use doubts::doubts;
 use lanes::spawn_lanes;
 use ops::Ops;
 pub use privacy::forbid_dumps;
-use reload::{Serving, Source, Told, hangups, routes};
+use reload::{Serving, Source, Told, hangups};
+use restart::UntilRestart;
+use routes::routes;
 pub use start::tell_start;
+pub use threads::runtime;
 
 use crate::{
     config::Config,
@@ -50,20 +56,18 @@ use crate::{
         worker::{self, Worker},
     },
     ingress::{
-        Budget,
+        self, Budget,
         receive::{Gate, Limits},
         rejection::Outcome,
         route::Routes,
     },
-    net::tls::NoRoots,
     ops::{
         health::Readiness,
         log,
         metrics::{Metrics, NO_WEBHOOK},
     },
     server::{
-        accept::{self as server, Drain, Handler},
-        crowd::Crowd,
+        drain::Drain,
         listener::{Address, Listener},
         tls as server_tls,
         unreadable::Unreadable,
@@ -78,7 +82,7 @@ pub struct App {
     webhooks: Listener,
     ops: Listener,
     tls: Option<server_tls::Tls>,
-    settings: server::Settings,
+    settings: ingress::settings::Settings,
     gate: Gate,
     queue: Option<(Arc<dyn Queue>, worker::Settings)>,
     lanes: usize,
@@ -104,58 +108,12 @@ pub enum Drained {
     CutOff,
 }
 
-/// Why the service cannot be built.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A listener cannot be bound.
-    #[error("cannot listen on {address} (`{key}`): {source}")]
-    Bind {
-        /// The configuration's key.
-        key: &'static str,
-        /// Its value.
-        address: Address,
-        /// What the kernel says.
-        source: io::Error,
-    },
-    /// There is nobody to trust towards a destination.
-    #[error("destination `{destination}` of webhook `{webhook}`: {source}")]
-    NoRoots {
-        /// The webhook's name.
-        webhook: String,
-        /// The destination's name.
-        destination: String,
-        /// What is wrong.
-        source: NoRoots,
-    },
-    /// The queue cannot be opened.
-    #[error("{0}")]
-    Queue(String),
-    /// TLS as a whole cannot be set up.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
-}
-
 /// The most threads that serve requests. One serves tens of thousands of deliveries a second, and a sidecar is
 /// not to spread over a large machine.
 const MAX_LANES: usize = 4;
 
 /// How long the ops listener's last answers may take.
 const OPS_DRAIN: Duration = Duration::from_millis(100);
-
-/// A runtime for [`App::run`].
-///
-/// # Errors
-///
-/// What the kernel says.
-pub fn runtime() -> io::Result<Runtime> {
-    // Blocking threads only resolve names, for each destination one at a time.
-    Builder::new_current_thread()
-        .enable_io()
-        .enable_time()
-        .max_blocking_threads(64)
-        .thread_keep_alive(Duration::from_secs(5))
-        .build()
-}
 
 impl App {
     /// Binds the listeners and prepares everything else. Must be called on the runtime of [`App::run`]. `log` lets a reload change the log's level.
@@ -166,6 +124,7 @@ impl App {
     pub fn build(config: Config, log: Option<log::Control>) -> Result<Self, BuildError> {
         let lanes = available_parallelism().map_or(1, NonZero::get).min(MAX_LANES);
         let queued = config.queue.is_some();
+        let until_restart = UntilRestart::of(&config);
         let metrics = Arc::new(if queued { Metrics::with_queue() } else { Metrics::new() });
         for what in Unreadable::ALL {
             metrics.unreadable(what.label(), 0);
@@ -198,7 +157,7 @@ impl App {
                 budget: Budget::new(
                     config.server.max_inflight_bytes,
                     config.server.max_body,
-                    config.server.max_connections,
+                    config.server.connections.max_connections,
                 ),
             },
             dispatch: Arc::new(dispatch),
@@ -221,10 +180,7 @@ impl App {
             path: config.path,
             files: config.files,
             looks: config.looks,
-            ops: config.ops,
-            dedupe: config.dedupe,
-            queue: config.queue,
-            format: config.log.format,
+            until_restart,
             log,
             told: Mutex::new(Told::about(config.warnings, config.fingerprints)),
         };
@@ -270,7 +226,7 @@ impl App {
         let mut lanes = spawn_lanes(
             &self.webhooks,
             self.tls.as_ref(),
-            &self.settings,
+            &self.settings.connections,
             &self.gate,
             self.lanes,
             &drain,
@@ -292,13 +248,7 @@ impl App {
         info!(listener = "ops", address = %self.addresses.ops, "listening");
         readiness.ready();
 
-        let serving = Serving {
-            settings: self.settings.clone(),
-            tls: self.tls,
-            gate: self.gate,
-            lanes: self.upstream_lanes,
-            recipients,
-        };
+        let serving = Serving { tls: self.tls, gate: self.gate, lanes: self.upstream_lanes, recipients };
         let mut reloading = pin!(self.source.reload_on_change(serving, hangups));
         tokio::select! {
             () = shutdown => {}
@@ -385,19 +335,6 @@ fn bind(key: &'static str, address: &Address, mode: u32) -> Result<(Listener, Ad
     Ok((listener, bound))
 }
 
-async fn serve<H: Handler>(
-    listener: Listener,
-    tls: Option<server_tls::Tls>,
-    settings: server::Settings,
-    crowd: Arc<Crowd>,
-    handler: H,
-    drain: Drain,
-) {
-    if let Err(error) = server::serve(listener, tls, &settings, crowd, handler, drain).await {
-        error!(%error, "a listener cannot be used");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -408,6 +345,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::server::accept;
 
     /// A handler is dropped with its connection, and gives back what it counted.
     #[tokio::test]
@@ -428,7 +366,8 @@ mod tests {
         peer.write_all(head.as_bytes()).await.unwrap();
         let in_flight = &app.gate.metrics.inflight_requests;
         {
-            let mut serving = pin!(server::serve_connection(socket, &app.settings, app.gate.clone()));
+            let mut serving =
+                pin!(accept::serve_connection(socket, app.settings.connections.clone(), app.gate.clone()));
             while in_flight.get() == 0 {
                 tokio::select! {
                     biased;

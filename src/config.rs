@@ -53,8 +53,8 @@ use self::{
 use crate::{
     delivery::{dedupe, queue::Recipient},
     files::{Patience, Why},
+    ingress::settings as server,
     ops::{self, log},
-    server::accept as server,
     webhook::mangled,
 };
 

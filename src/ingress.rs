@@ -6,6 +6,7 @@ mod head;
 pub mod receive;
 pub mod rejection;
 pub mod route;
+pub mod settings;
 mod trace;
 mod trail;
 

@@ -26,10 +26,11 @@ use hookgate::{
         receive::{Gate, Limits},
         rejection::Outcome,
         route::{Routes, Webhook},
+        settings::Settings,
     },
     net::target::Target,
     ops::metrics::{Metrics, NO_WEBHOOK},
-    server::accept::{Settings, serve_connection},
+    server::accept::serve_connection,
     upstream,
     webhook::{
         filter::{Events, Filter, Globs, KindCheck},
@@ -141,7 +142,9 @@ impl Bench {
                 read.expect("a pipe in memory does not fail");
                 answers
             };
-            let both = async { tokio::join!(serve_connection(theirs, &self.settings, gate), exchange) };
+            let both = async {
+                tokio::join!(serve_connection(theirs, self.settings.connections.clone(), gate), exchange)
+            };
             // Nothing here waits for time: the sender has said all that it says.
             tokio::time::timeout(Duration::from_secs(20), both).await.expect("it comes to an end").1
         });
@@ -209,7 +212,11 @@ fn gate(settings: &Settings, target: &Target) -> Gate {
         limits: Limits {
             max_body: settings.max_body,
             body_timeout: settings.body_timeout,
-            budget: Budget::new(settings.max_inflight_bytes, settings.max_body, settings.max_connections),
+            budget: Budget::new(
+                settings.max_inflight_bytes,
+                settings.max_body,
+                settings.connections.max_connections,
+            ),
         },
         dispatch: Arc::new(Dispatch::Direct(Direct::new(Memory::new(Dedupe::default())))),
         trusted_proxies: Arc::default(),

@@ -28,7 +28,7 @@ pub(super) fn doubt_descriptors(config: &Config) -> Option<Mistake> {
 }
 
 fn doubt(config: &Config, allowed: u64) -> Option<Mistake> {
-    let connections = config.server.max_connections;
+    let connections = config.server.connections.max_connections;
     // One for the sender and one for the service, each.
     let needed = u64::try_from(connections).ok()?.checked_mul(2)?.checked_add(BESIDE_CONNECTIONS)?;
     (needed > allowed).then(|| Mistake {

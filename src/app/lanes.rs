@@ -6,13 +6,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{serve, threads};
+use super::threads;
 use crate::{
     ingress::receive::Gate,
     server::{
-        accept::{self as server, Drain},
-        crowd::Crowd,
-        listener::Listener,
+        accept, crowd::Crowd, drain::Drain, handler::Handler, limits::ConnectionLimits, listener::Listener,
         tls as server_tls,
     },
 };
@@ -22,13 +20,13 @@ use crate::{
 pub(super) fn spawn_lanes(
     listener: &Listener,
     tls: Option<&server_tls::Tls>,
-    settings: &server::Settings,
+    limits: &ConnectionLimits,
     gate: &Gate,
     lanes: usize,
     drain: &Drain,
     over: &CancellationToken,
 ) -> JoinSet<()> {
-    let crowd = Crowd::new(settings.max_connections);
+    let crowd = Crowd::new(limits.max_connections);
     let mut tasks = JoinSet::new();
     for lane in 0..lanes {
         let listener = match listener.try_clone() {
@@ -39,8 +37,7 @@ pub(super) fn spawn_lanes(
             }
         };
         let gate = Gate { lane, ..gate.clone() };
-        let serving =
-            serve(listener, tls.cloned(), settings.clone(), Arc::clone(&crowd), gate, drain.clone());
+        let serving = serve(listener, tls.cloned(), limits.clone(), Arc::clone(&crowd), gate, drain.clone());
         if lane == 0 {
             tasks.spawn(serving);
             continue;
@@ -49,4 +46,18 @@ pub(super) fn spawn_lanes(
         threads::spawn(&format!("lane-{lane}"), serving, over.clone(), &mut tasks);
     }
     tasks
+}
+
+/// Serves a listener until its drain is over.
+pub(super) async fn serve<H: Handler>(
+    listener: Listener,
+    tls: Option<server_tls::Tls>,
+    limits: ConnectionLimits,
+    crowd: Arc<Crowd>,
+    handler: H,
+    drain: Drain,
+) {
+    if let Err(error) = accept::serve(listener, tls, limits, crowd, handler, drain).await {
+        error!(%error, "a listener cannot be used");
+    }
 }

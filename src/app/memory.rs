@@ -28,8 +28,9 @@ pub(super) fn doubt_memory(config: &Config) -> Option<Mistake> {
 fn bound(config: &Config) -> u64 {
     let connection = if config.tls.is_some() { PER_TLS_CONNECTION } else { PER_CONNECTION };
     let many = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-    let connection = connection.saturating_add(many(config.server.max_header).saturating_sub(HEADER));
-    many(config.server.max_connections)
+    let connection =
+        connection.saturating_add(many(config.server.connections.max_header).saturating_sub(HEADER));
+    many(config.server.connections.max_connections)
         .saturating_mul(connection)
         .saturating_add(many(config.server.max_inflight_bytes))
         .saturating_add(BESIDE)

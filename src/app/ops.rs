@@ -19,16 +19,18 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{queue::recipients, serve, threads};
+use super::{lanes::serve, queue::recipients, threads};
 use crate::{
     delivery::{dispatch::Dispatch, worker},
     ingress::receive::Gate,
     ops::health::{self, Readiness},
     server::{
-        accept::{self as server, Drain, Handler, Peer},
-        connection::Shared,
         crowd::Crowd,
+        drain::Drain,
+        handler::Handler,
+        limits::ConnectionLimits,
         listener::Listener,
+        state::{ConnectionState, Peer},
         unreadable::Unreadable,
     },
 };
@@ -44,18 +46,18 @@ pub(super) fn spawn(
     over: CancellationToken,
     tasks: &mut JoinSet<()>,
 ) {
-    let settings = settings();
-    let crowd = Crowd::new(settings.max_connections);
-    threads::spawn("ops", serve(listener, None, settings, crowd, answers, drain), over, tasks);
+    let limits = limits();
+    let crowd = Crowd::new(limits.max_connections);
+    threads::spawn("ops", serve(listener, None, limits, crowd, answers, drain), over, tasks);
 }
 
 /// Tight, since only probes and scrapers ask: they send a short head, at once.
-fn settings() -> server::Settings {
-    server::Settings {
+fn limits() -> ConnectionLimits {
+    ConnectionLimits {
         max_connections: CONNECTIONS,
         max_header: 8 << 10,
         header_timeout: Duration::from_secs(1),
-        ..server::Settings::default()
+        ..ConnectionLimits::default()
     }
 }
 
@@ -98,7 +100,13 @@ impl Ops {
 }
 
 impl Handler for Ops {
-    async fn handle(&self, request: Request<Incoming>, connection: &Arc<Shared>) -> Response<Full<Bytes>> {
+    type Body = Full<Bytes>;
+
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<ConnectionState>,
+    ) -> Response<Full<Bytes>> {
         // Writing the metrics takes longest. Whoever asks for them again and again in one go waits for all others.
         yield_now().await;
         if request.uri().path() == "/metrics" {

@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::{BuildError, runtime};
+use super::{build_error::BuildError, threads::runtime};
 use crate::{
     delivery::{
         queue::{Queue, Recipient, Retention, Store, nats::Nats, sqlite::Sqlite},

@@ -20,34 +20,18 @@ use tokio::{
 use tracing::{error, info, warn};
 
 use super::{
-    BuildError,
     aside::{Aside, NotDone, Progress},
     queue,
+    restart::UntilRestart,
+    routes::routes,
     watch::Watch,
 };
 use crate::{
-    config::{self, Config, Fingerprints, Look, Mistake, Report},
-    delivery::{
-        backoff::Backoff,
-        dedupe,
-        destination::{self, Destination},
-        queue::{Policy, Retention, Store, nats},
-        worker::{self, Recipients},
-    },
-    files,
-    ingress::{
-        receive::Gate,
-        rejection::Outcome,
-        route::{self, Routes, Webhook},
-    },
-    net::{
-        connect::Tls,
-        target,
-        tls::{Authorities, NoRoots},
-    },
-    ops::{self, log, metrics::Metrics},
-    server::{accept as server, tls as server_tls},
-    upstream::Upstream,
+    config::{Config, Fingerprints, Look, Mistake, Report},
+    delivery::worker::Recipients,
+    ingress::{receive::Gate, route::Routes},
+    ops::{log, metrics::Metrics},
+    server::tls as server_tls,
 };
 
 /// Where the configuration comes from, and what of it is in force until a restart.
@@ -56,10 +40,7 @@ pub(super) struct Source {
     pub(super) path: PathBuf,
     pub(super) files: Vec<PathBuf>,
     pub(super) looks: Vec<Look>,
-    pub(super) ops: ops::Settings,
-    pub(super) dedupe: dedupe::Settings,
-    pub(super) queue: Option<config::Queue>,
-    pub(super) format: log::Format,
+    pub(super) until_restart: UntilRestart,
     pub(super) log: Option<log::Control>,
     pub(super) told: Mutex<Told>,
 }
@@ -67,7 +48,6 @@ pub(super) struct Source {
 /// What a reload acts on.
 #[derive(Debug)]
 pub(super) struct Serving {
-    pub(super) settings: server::Settings,
     pub(super) tls: Option<server_tls::Tls>,
     pub(super) gate: Gate,
     pub(super) lanes: usize,
@@ -191,8 +171,7 @@ impl Source {
 
     /// Prepares a configuration: the authorities of the platform are read here too.
     fn prepare(&self, mut config: Config, serving: &Serving) -> What {
-        // What is in force goes without a queue, and cannot serve a webhook that needs one.
-        if self.queue.is_none() && config.webhooks.iter().any(|webhook| needs_queue(&webhook.settings)) {
+        if !self.until_restart.can_serve(&config) {
             return What::Unfit(
                 "it needs a restart: several destinations, `order` and `coalesce` need the queue".into(),
             );
@@ -241,8 +220,8 @@ impl Source {
     }
 
     fn put_in_force(&self, config: Config, routes: Routes, serving: &Serving) {
-        let Serving { settings, tls, gate, recipients, .. } = serving;
-        let restart = self.restart_for(settings, tls.is_some(), &config);
+        let Serving { gate, recipients, .. } = serving;
+        let restart = self.until_restart.waiting(&config);
         let ruled = self.log.as_ref().is_some_and(|log| !log.set_level(&config.log.level));
         let changed = self.tell(config.warnings, restart, config.fingerprints);
         if ruled && changed.iter().any(|key| key == "log.level") {
@@ -255,44 +234,6 @@ impl Source {
             recipients.send_replace(queue::recipients(&routes));
         }
         info!(changed = list(&changed), config.digest = config.digest, "the configuration was reloaded");
-    }
-
-    /// The keys whose new values wait for a restart.
-    fn restart_for(&self, old: &server::Settings, tls: bool, config: &Config) -> Vec<&'static str> {
-        let server::Settings {
-            listen,
-            listen_mode,
-            trusted_proxies,
-            max_body,
-            max_header,
-            max_connections,
-            max_inflight_bytes,
-            header_timeout,
-            body_timeout,
-            idle_timeout,
-            drain_timeout,
-        } = &config.server;
-        [
-            ("server.listen", *listen != old.listen),
-            ("server.listen_mode", *listen_mode != old.listen_mode),
-            ("server.trusted_proxies", *trusted_proxies != old.trusted_proxies),
-            ("server.tls", config.tls.is_some() != tls),
-            ("server.max_body", *max_body != old.max_body),
-            ("server.max_header", *max_header != old.max_header),
-            ("server.max_connections", *max_connections != old.max_connections),
-            ("server.max_inflight_bytes", *max_inflight_bytes != old.max_inflight_bytes),
-            ("server.header_timeout", *header_timeout != old.header_timeout),
-            ("server.body_timeout", *body_timeout != old.body_timeout),
-            ("server.idle_timeout", *idle_timeout != old.idle_timeout),
-            ("server.drain_timeout", *drain_timeout != old.drain_timeout),
-            ("ops.listen", config.ops != self.ops),
-            ("dedupe.window", config.dedupe != self.dedupe),
-            ("log.format", config.log.format != self.format),
-        ]
-        .into_iter()
-        .chain(changed_of_queue(self.queue.as_ref(), config.queue.as_ref()))
-        .filter_map(|(key, changed)| changed.then_some(key))
-        .collect()
     }
 
     /// Says what to look at and what waits for a restart, as far as it was not said before. The keys that have changed.
@@ -326,44 +267,6 @@ fn list(keys: &[String]) -> String {
     }
 }
 
-/// Whether a webhook can be served with a queue only.
-fn needs_queue(settings: &route::Settings) -> bool {
-    settings.destinations.len() > 1
-        || settings.destinations.iter().any(|destination| destination.policy != Policy::default())
-}
-
-/// The keys of `[queue]`, and whether they have changed.
-fn changed_of_queue(old: Option<&config::Queue>, new: Option<&config::Queue>) -> Vec<(&'static str, bool)> {
-    let (Some(old), Some(new)) = (old, new) else {
-        return vec![("queue", old.is_some() != new.is_some())];
-    };
-    let worker::Settings { max_attempts, max_age, backoff: Backoff { initial, max }, concurrency } =
-        &new.worker;
-    let Retention { retain, dead_retain, max_bytes } = &new.retention;
-    let mut keys = vec![
-        ("queue.max_attempts", *max_attempts != old.worker.max_attempts),
-        ("queue.max_age", *max_age != old.worker.max_age),
-        ("queue.backoff", *initial != old.worker.backoff.initial || *max != old.worker.backoff.max),
-        ("queue.concurrency", *concurrency != old.worker.concurrency),
-        ("queue.retain", *retain != old.retention.retain),
-        ("queue.dead_retain", *dead_retain != old.retention.dead_retain),
-        ("queue.max_bytes", *max_bytes != old.retention.max_bytes),
-    ];
-    match (&old.store, &new.store) {
-        (Store::Sqlite { path: old }, Store::Sqlite { path }) => keys.push(("queue.path", path != old)),
-        (Store::Nats(old), Store::Nats(nats::Settings { url, stream, credentials, ca, replicas })) => keys
-            .extend([
-                ("queue.url", *url != old.url),
-                ("queue.stream", *stream != old.stream),
-                ("queue.credentials", *credentials != old.credentials),
-                ("queue.ca", *ca != old.ca),
-                ("queue.replicas", *replicas != old.replicas),
-            ]),
-        (Store::Sqlite { .. } | Store::Nats(_), _) => keys.push(("queue.store", true)),
-    }
-    keys
-}
-
 /// Shows senders the certificate of the new configuration, where there is one.
 fn replace_identity(tls: Option<&server_tls::Tls>, config: &Config) -> Result<(), rustls::Error> {
     match (tls, &config.tls) {
@@ -384,79 +287,4 @@ pub(super) fn tell_expiries(
     });
     metrics.secrets_expire(secrets);
     metrics.certificates_expire(certificates.iter().map(|(file, at)| (file.as_path(), *at)));
-}
-
-/// Prepares the webhooks of a configuration. What of the `old` ones did not change keeps its open connections.
-pub(super) fn routes(
-    settings: impl Iterator<Item = route::Settings>,
-    metrics: &Metrics,
-    lanes: usize,
-    old: &Routes,
-) -> Result<Routes, BuildError> {
-    let mut platform = None;
-    settings
-        .map(|settings| {
-            let before = old.find(&settings.path);
-            let destinations = settings.destinations.iter().map(|destination| {
-                let tls = towards(&settings.name, destination, &mut platform)?;
-                let handles = metrics.destination(&settings.name, &destination.name);
-                let upstream = upstream(destination, tls, lanes, before);
-                Ok(Arc::new(Destination::new(destination, &settings.name, upstream, handles)))
-            });
-            let destinations = destinations.collect::<Result<_, BuildError>>()?;
-            let secrets = settings.verifier.keys().iter().map(|key| key.name());
-            let webhook = Webhook {
-                metrics: metrics.webhook(
-                    &settings.name,
-                    Outcome::all().map(Outcome::label),
-                    Webhook::event_labels(),
-                    secrets,
-                ),
-                name: settings.name,
-                verifier: settings.verifier,
-                filter: settings.filter,
-                destinations,
-            };
-            Ok((settings.path, webhook))
-        })
-        .collect()
-}
-
-/// The upstream of a destination: one of the webhook's destinations before, if it is the same. With TLS it is not,
-/// since certificates may have changed.
-fn upstream(
-    destination: &destination::Settings,
-    tls: Option<Tls>,
-    lanes: usize,
-    before: Option<&Webhook>,
-) -> Arc<Upstream> {
-    let destination::Settings { target, timeout, .. } = destination;
-    let mut known = before.iter().flat_map(|webhook| &webhook.destinations).map(|known| &known.upstream);
-    match known.find(|upstream| upstream.is_for(target, *timeout)) {
-        Some(upstream) if tls.is_none() => Arc::clone(upstream),
-        _ => Arc::new(Upstream::new(target.clone(), tls, *timeout, lanes)),
-    }
-}
-
-/// TLS towards a destination that has it. The platform's roots are read once.
-fn towards(
-    webhook: &str,
-    destination: &destination::Settings,
-    platform: &mut Option<Authorities>,
-) -> Result<Option<Tls>, BuildError> {
-    let target::Address::Tcp { tls: true, .. } = destination.target.address else { return Ok(None) };
-    let authorities = match (&destination.ca, &platform) {
-        (Some(own), _) => own.clone(),
-        (None, Some(known)) => known.clone(),
-        (None, None) => {
-            let roots = files::within(files::PATIENCE, Authorities::platform).unwrap_or(Err(NoRoots));
-            let roots = roots.map_err(|source| BuildError::NoRoots {
-                webhook: webhook.to_owned(),
-                destination: destination.name.clone(),
-                source,
-            })?;
-            platform.insert(roots).clone()
-        }
-    };
-    Ok(Some(Tls::try_new(&authorities, destination.identity.as_ref())?))
 }

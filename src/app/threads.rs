@@ -1,12 +1,29 @@
 //! Threads of the service, each with a runtime of its own.
 
-use std::thread;
+use std::{io, thread, time::Duration};
 
-use tokio::{sync::oneshot, task::JoinSet};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::oneshot,
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::runtime;
+/// A runtime for [`App::run`](super::App::run).
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn runtime() -> io::Result<Runtime> {
+    // Blocking threads only resolve names, for each destination one at a time.
+    Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .max_blocking_threads(64)
+        .thread_keep_alive(Duration::from_secs(5))
+        .build()
+}
 
 /// Does `work` on a thread of its own. A task in `tasks` ends when it has ended; what it has spawned goes on until `over`.
 pub(super) fn spawn(

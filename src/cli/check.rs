@@ -112,8 +112,8 @@ impl Display for Description<'_> {
             format_args!(
                 "body {}, head {}, {} connections, {} of bodies held at a time",
                 size(server.max_body),
-                size(server.max_header),
-                server.max_connections,
+                size(server.connections.max_header),
+                server.connections.max_connections,
                 size(server.max_inflight_bytes),
             ),
         )?;
@@ -123,9 +123,9 @@ impl Display for Description<'_> {
             "timeouts",
             format_args!(
                 "head {}, body {}, idle {}, drain {}",
-                show_duration(server.header_timeout),
+                show_duration(server.connections.header_timeout),
                 show_duration(server.body_timeout),
-                show_duration(server.idle_timeout),
+                show_duration(server.connections.idle_timeout),
                 show_duration(server.drain_timeout),
             ),
         )?;

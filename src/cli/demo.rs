@@ -8,12 +8,13 @@ mod script;
 mod upstream;
 
 use std::{
-    collections::BTreeMap,
+    ffi::OsStr,
     future::pending,
     io::{self, Write},
     net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
+    os::unix::ffi::OsStrExt,
+    path::Path,
+    time::{Duration, SystemTime},
 };
 
 use hyper::{HeaderMap, header::HeaderValue};
@@ -42,16 +43,8 @@ use super::{
 use crate::{
     app::{self, App},
     config::{self, Config},
-    delivery::{dedupe, destination, queue},
-    ingress::route,
     net::{client::Answer, target::Target, tls},
-    ops,
-    server::{accept as server, listener::Address},
-    webhook::{
-        filter::{Events, Filter, KindCheck},
-        secret::Secret,
-        signature::{Key, Verifier},
-    },
+    webhook::secret::Secret,
 };
 
 const EXAMPLES: &str = "\
@@ -265,61 +258,38 @@ async fn leave_running(
     }
 }
 
-/// The demo's hookgate: one webhook that wants every ESC event, on loopback ports that the kernel chooses.
+/// The variable that holds the demo's secret, in an environment of its own.
+const SECRET: &str = "DEMO_SECRET";
+
+/// The demo's hookgate, configured as users do it: one webhook that wants every ESC event, on loopback ports that the
+/// kernel chooses.
 fn config(secret: &Secret, upstream: SocketAddr) -> Result<Config, Failure> {
-    let mut events = Events::default();
-    let wrong = |error: &dyn std::fmt::Display| Failure::Failed(error.to_string());
-    events.add(script::WANTED.name(), None).map_err(|error| wrong(&error))?;
-    let destination = destination::Settings {
-        name: "demo".into(),
-        target: Target::parse(&format!("http://{upstream}/")).map_err(|error| wrong(&error))?,
-        format: destination::Format::Raw,
-        timeout: LIMIT,
-        headers: HeaderMap::new(),
-        ca: None,
-        identity: None,
-        events: None,
-        policy: queue::Policy::default(),
-    };
-    let settings = route::Settings {
-        name: "demo".into(),
-        path: PATH.into(),
-        verifier: Verifier::new(vec![Key::new("demo".into(), secret, None)]),
-        filter: Filter {
-            events,
-            organization: None,
-            environments: None,
-            tags: None,
-            kind_check: KindCheck::Enforce,
-        },
-        destinations: vec![destination],
-    };
-    // What the rest says serves only `check`.
-    let webhook = config::Webhook {
-        settings,
-        scope: None,
-        secrets: vec![],
-        environments: None,
-        tags: None,
-        destinations: vec![],
-    };
-    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    Ok(Config {
-        digest: String::new(),
-        fingerprints: config::Fingerprints::default(),
-        server: server::Settings { listen: Address::Tcp(loopback), ..server::Settings::default() },
-        tls: None,
-        ops: ops::Settings { listen: loopback },
-        log: ops::log::Settings::default(),
-        dedupe: dedupe::Settings::default(),
-        queue: None,
-        webhooks: vec![webhook],
-        path: PathBuf::new(),
-        files: vec![],
-        looks: vec![],
-        warnings: vec![],
-        certificates: BTreeMap::new(),
-    })
+    let text = format!(
+        r#"
+        server.listen = "127.0.0.1:0"
+        ops.listen = "127.0.0.1:0"
+
+        [[webhook]]
+        name = "demo"
+        path = "{PATH}"
+        events = ["{events}"]
+        secret = {{ env = "{SECRET}" }}
+
+        [[webhook.destination]]
+        name = "demo"
+        url = "http://{upstream}/"
+        timeout = "{limit}"
+        "#,
+        events = script::WANTED.name(),
+        limit = config::show_duration(LIMIT),
+    );
+    let variable = |name: &str| (name == SECRET).then(|| OsStr::from_bytes(secret.as_key()).to_owned());
+    let parsed = Config::parse_in(Path::new("the demo's configuration"), &text, SystemTime::now(), &variable);
+    let mut config = parsed.map_err(Failure::Configuration)?;
+    // There is no file to watch.
+    config.files.clear();
+    config.looks.clear();
+    Ok(config)
 }
 
 /// A secret of 32 random bytes, as text.

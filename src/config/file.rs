@@ -23,10 +23,10 @@ use super::{
 };
 use crate::{
     delivery::{dedupe, worker},
-    ingress::TrustedProxies,
+    ingress::{TrustedProxies, settings as server},
     net::tls::Identity,
     ops::{self, log},
-    server::{accept as server, listener::Address},
+    server::{limits::ConnectionLimits, listener::Address},
 };
 
 /// The certificate that senders see.
@@ -117,15 +117,19 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
         listen_mode: table.read("listen_mode", default.listen_mode, listen_mode),
         trusted_proxies: table.read("trusted_proxies", default.trusted_proxies, networks),
         max_body: table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY)),
-        max_header: table.read("max_header", default.max_header, |item| item.size(1 << 10..=1 << 20)),
-        max_connections: table
-            .read("max_connections", default.max_connections, |item| item.count(1..=1_000_000)),
+        connections: ConnectionLimits {
+            max_header: table
+                .read("max_header", default.connections.max_header, |item| item.size(1 << 10..=1 << 20)),
+            max_connections: table.read("max_connections", default.connections.max_connections, |item| {
+                item.count(1..=1_000_000)
+            }),
+            header_timeout: table.read("header_timeout", default.connections.header_timeout, timeout),
+            idle_timeout: table.read("idle_timeout", default.connections.idle_timeout, timeout),
+        },
         max_inflight_bytes: table.read("max_inflight_bytes", default.max_inflight_bytes, |item| {
             item.size(1..=MAX_INFLIGHT.min(1 << 40))
         }),
-        header_timeout: table.read("header_timeout", default.header_timeout, timeout),
         body_timeout: table.read("body_timeout", default.body_timeout, timeout),
-        idle_timeout: table.read("idle_timeout", default.idle_timeout, timeout),
         drain_timeout: table
             .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
     };

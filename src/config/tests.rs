@@ -24,8 +24,8 @@ use crate::{
         worker,
     },
     files::ReadError,
-    ingress::TrustedProxies,
-    server::{accept as server, listener},
+    ingress::{TrustedProxies, settings as server},
+    server::{limits::ConnectionLimits, listener},
     webhook::{
         event::{EVENTS, Group, KINDS},
         filter::KindCheck,
@@ -148,13 +148,15 @@ fn every_key_is_read() {
         trusted_proxies: TrustedProxies::new(
             ["10.0.0.0/8", "fd00::1/128"].map(|network| network.parse().unwrap()),
         ),
+        connections: ConnectionLimits {
+            max_header: 32 << 10,
+            max_connections: 7,
+            header_timeout: Duration::from_secs(1),
+            idle_timeout: Duration::from_secs(120),
+        },
         max_body: 2 << 20,
-        max_header: 32 << 10,
-        max_connections: 7,
         max_inflight_bytes: 128_000_000,
-        header_timeout: Duration::from_secs(1),
         body_timeout: Duration::from_secs(90),
-        idle_timeout: Duration::from_secs(120),
         drain_timeout: Duration::ZERO,
     };
     assert_eq!(config.server, server);

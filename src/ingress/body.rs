@@ -11,7 +11,7 @@ use hyper::body::{Body, Incoming};
 use tokio::time::Instant;
 
 use super::rejection::{Refusal, Rejection};
-use crate::server::connection::{GivenUp, Shared};
+use crate::server::state::{ConnectionState, GivenUp};
 
 /// The bytes of bodies that may be held at a time, over all requests.
 ///
@@ -111,7 +111,7 @@ pub(super) async fn read(
     max: usize,
     until: Instant,
     budget: &Budget,
-    connection: &Shared,
+    connection: &ConnectionState,
 ) -> Result<Held, Refusal> {
     let announced = body.size_hint().exact().map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > max) {
@@ -139,7 +139,7 @@ async fn collect(
     announced: Option<usize>,
     max: usize,
     budget: &Budget,
-    connection: &Shared,
+    connection: &ConnectionState,
 ) -> Result<Held, Refusal> {
     let mut share = budget.share();
     let mut first = Bytes::new();

@@ -42,8 +42,8 @@ use crate::{
         metrics::{ForWebhook, Metrics},
     },
     server::{
-        accept::{Handler, Peer},
-        connection::Shared,
+        handler::Handler,
+        state::{ConnectionState, Peer},
         unreadable::Unreadable,
     },
     upstream::Failure,
@@ -89,7 +89,13 @@ pub struct Gate {
 }
 
 impl Handler for Gate {
-    async fn handle(&self, request: Request<Incoming>, connection: &Arc<Shared>) -> Response<Full<Bytes>> {
+    type Body = Full<Bytes>;
+
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Arc<ConnectionState>,
+    ) -> Response<Full<Bytes>> {
         let began = Instant::now();
         let in_flight = InFlight::new(&self.metrics);
         let (head, mut body) = request.into_parts();
@@ -192,7 +198,7 @@ impl Gate {
         head: &'r Parts,
         body: &mut Incoming,
         began: Instant,
-        connection: &Shared,
+        connection: &ConnectionState,
         trail: &mut Trail<'r>,
     ) -> Result<Answer, Refusal> {
         // Receive.
@@ -220,7 +226,7 @@ impl Gate {
             );
         };
         webhook.metrics.secret_used(key, now);
-        connection.is_proven();
+        connection.proves_itself();
         trail.signed = true;
 
         // Identify.
@@ -359,7 +365,11 @@ fn is_from_a_hookgate(head: &Parts) -> bool {
 }
 
 /// Refuses what hyper accepts but another program in the chain might read otherwise.
-fn check_framing(headers: &Headers<'_>, version: Version, connection: &Shared) -> Result<(), Refusal> {
+fn check_framing(
+    headers: &Headers<'_>,
+    version: Version,
+    connection: &ConnectionState,
+) -> Result<(), Refusal> {
     if connection.is_ambiguous() {
         return Err(Rejection::BadRequest.because("lengths or line ends that can be read in two ways"));
     }

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     ops::log::{STRANGERS, milliseconds, shown},
-    server::connection::Shared,
+    server::state::ConnectionState,
     webhook::{
         headers::{DeliveryId, EventKind},
         payload::Tag,
@@ -52,7 +52,7 @@ impl Trail<'_> {
         head: &Parts,
         routes: &Routes,
         answer: &Answer,
-        connection: &Shared,
+        connection: &ConnectionState,
         duration: Duration,
     ) {
         let outcome = answer.outcome.label();

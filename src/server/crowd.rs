@@ -42,7 +42,6 @@ const PART_OF_ALL: usize = 32;
 #[derive(Debug)]
 pub struct Crowd {
     permits: Arc<Semaphore>,
-    max: usize,
     /// What times are counted from.
     epoch: Instant,
     members: Mutex<Members>,
@@ -77,17 +76,12 @@ impl Crowd {
     #[must_use]
     pub fn new(max: usize) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(max));
-        Arc::new(Self { permits, max, epoch: Instant::now(), members: Mutex::default() })
+        Arc::new(Self { permits, epoch: Instant::now(), members: Mutex::default() })
     }
 
     /// Whether all places are taken.
     pub(super) fn is_full(&self) -> bool {
         self.permits.available_permits() == 0
-    }
-
-    /// How many places are taken.
-    pub(super) fn len(&self) -> usize {
-        self.max.saturating_sub(self.permits.available_permits())
     }
 
     /// A place's permit, as soon as there is one. While there is none, somebody is asked to give way, and `evicted` is
@@ -140,12 +134,6 @@ impl Crowd {
             looked = true;
             members.look(self.at(Instant::now()));
         }
-    }
-
-    /// Takes so many places without a connection.
-    #[cfg(test)]
-    pub(super) fn take(&self, places: u32) -> tokio::sync::SemaphorePermit<'_> {
-        self.permits.try_acquire_many(places).expect("there are as many places")
     }
 
     fn at(&self, time: Instant) -> u64 {
@@ -241,7 +229,7 @@ impl Place {
     }
 
     /// It has carried a verified delivery.
-    pub(super) fn is_proven(&self) {
+    pub(super) fn proves_itself(&self) {
         self.proven.store(true, Relaxed);
     }
 
@@ -287,7 +275,7 @@ mod tests {
         open[2].0.waits(Instant::now());
         advance(Duration::from_secs(1)).await;
         open[3].0.waits(Instant::now());
-        open[4].0.is_proven();
+        open[4].0.proves_itself();
         // 3 has only just begun to wait.
         assert_eq!(evicted(&crowd, &open), [5, 0, 2, 4]);
         advance(GRACE).await;
@@ -346,7 +334,7 @@ mod tests {
         };
         let permit = admit().await.unwrap();
         let first = crowd.open();
-        assert!(crowd.is_full() && crowd.len() == 1);
+        assert!(crowd.is_full());
         let (second, ()) = tokio::join!(admit(), async {
             while !first.0.has_to_go() {
                 advance(Duration::from_millis(1)).await;
