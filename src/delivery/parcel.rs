@@ -1,4 +1,4 @@
-//! A delivery as it is handed on: what the sender said of it, and what was found out.
+//! A delivery as it is forwarded: what the sender said of it, and what was found out.
 //!
 //! It knows nobody else here: whoever takes a delivery in makes one, queues keep it, formats and attempts read it.
 
@@ -12,7 +12,7 @@ use crate::webhook::{
 };
 pub use crate::webhook::{media_type::MediaType, payload::Facts, signature::VerifiedBody};
 
-/// A delivery as it is handed on.
+/// A delivery as it is forwarded.
 #[derive(Debug, Clone)]
 pub struct Parcel {
     /// The verified bytes.

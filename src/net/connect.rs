@@ -1,6 +1,6 @@
 //! Opens connections to one target: name, TCP or unix socket, TLS.
 //!
-//! One that does not come about says why in words for the operator; what follows from it is the caller's.
+//! A failed one says why in words for the operator; what follows from it is the caller's.
 
 use std::{
     fmt, io,

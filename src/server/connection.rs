@@ -26,7 +26,7 @@ use super::{
 /// fail a request that its sender is just writing.
 const LAST_REQUEST: Duration = Duration::from_secs(1);
 
-/// After the cut, how long answers have to get out.
+/// After the cut, how long answers must get out.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What every connection of a listener is served with.

@@ -51,7 +51,7 @@ impl Drain {
         self.cut.cancel();
     }
 
-    /// Ready once what is left has to end.
+    /// Ready once what is left must end.
     pub(super) async fn is_cut(&self) {
         self.cut.cancelled().await;
     }

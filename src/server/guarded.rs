@@ -1,7 +1,7 @@
 //! The socket of one sender, with every wait bounded.
 //!
 //! [`Guarded`] stands between hyper and the socket. It ends connections that are silent, slow with a head, idle,
-//! or do not read their answer, after their time or when they have to give way to others ([`super::crowd`]); it watches the
+//! or do not read their answer, after their time or when they must give way to others ([`super::crowd`]); it watches the
 //! framing; and it lets an answer to an unread body arrive before the connection is closed. The deadline of a body is not
 //! here: it is the request's, see [`super::body`].
 
@@ -106,7 +106,7 @@ impl<T> Guarded<T> {
         Some((what, what.about_head(&self.beginning)))
     }
 
-    /// The first bytes of a head are there. Its time begins when the others have to be waited for, which most heads
+    /// The first bytes of a head are there. Its time begins when the others must be waited for, which most heads
     /// never come to.
     fn begin_head(&mut self) {
         self.state.head_begins();

@@ -18,7 +18,7 @@ pub trait Handler: Clone + Send + Sync + 'static {
     /// The body of an answer: whole, or a stream that is made while it is sent.
     ///
     /// A stream that has nothing to send right now is not idle: its peer waits for it, so it has all the time it wants.
-    /// It does not hear of a peer that has gone before it sends something, so it has to send something now and then. Once the drain
+    /// It does not hear of a peer that has gone before it sends something, so it must send something now and then. Once the drain
     /// begins it is polled again, and should end where [`ConnectionState::is_closing`]; at the cut it is broken off.
     type Body: Body<Data = Bytes, Error: Into<Box<dyn Error + Send + Sync>>> + Send + Unpin + 'static;
 

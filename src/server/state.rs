@@ -175,17 +175,17 @@ impl ConnectionState {
         self.heads.whole.load(Relaxed) == self.progress.requests.load(Relaxed)
     }
 
-    /// Whether all connections are taken, so that others wait for this one, or this one has to give way to one.
+    /// Whether all connections are taken, so that others wait for this one, or this one must give way to one.
     pub fn is_crowded(&self) -> bool {
         self.place.has_to_go() || self.place.crowd().is_full()
     }
 
-    /// Whether the service is ending, so that an answer has to say that it is the connection's last.
+    /// Whether the service is ending, so that an answer must say that it is the connection's last.
     pub fn is_closing(&self) -> bool {
         self.ending.closing.load(Relaxed)
     }
 
-    /// Whether the drain's deadline has passed, so that requests have to end now.
+    /// Whether the drain's deadline has passed, so that requests must end now.
     pub fn is_cut(&self) -> bool {
         self.ending.cut.load(Relaxed)
     }
