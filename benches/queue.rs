@@ -7,9 +7,12 @@
 //! - `whole`: the same with as many bytes as a delivery has with its headers, which no engine can do without;
 //! - `queue`: the engine, with everything that it keeps of a delivery.
 //!
+//! `cpu` is the processor time of each, of senders and store together, which says more than the rate where the machine is shared.
+//!
 //! Then how fast waiting jobs are leased and acknowledged. `-- --waiting 1000000` first fills the queue with as many
 //! waiting deliveries, and prints memory and speed with and without them. `--seconds S` is the length of each
-//! measurement, `--rounds N` their number, `--folder DIR` where the files are written.
+//! measurement, `--rounds N` their number, `--senders N` the only number of them that is measured, `--folder DIR` where the
+//! files are written.
 
 #![expect(
     clippy::print_stdout,
@@ -65,6 +68,7 @@ fn main() {
 struct Arguments {
     seconds: f64,
     rounds: usize,
+    senders: Vec<usize>,
     waiting: u64,
     folder: PathBuf,
 }
@@ -77,21 +81,27 @@ impl Arguments {
         Self {
             seconds: number("--seconds", 1.0),
             rounds: value("--rounds").map_or(3, |text| text.parse().unwrap()),
+            senders: value("--senders").map_or(SENDERS.to_vec(), |text| vec![text.parse().unwrap()]),
             waiting: value("--waiting").map_or(0, |text| text.parse().unwrap()),
             folder: value("--folder").map_or_else(std::env::temp_dir, PathBuf::from),
         }
     }
 }
 
-/// As many tasks as there are senders, each of which commits one after the other.
+/// The processor time of all threads so far.
+fn cpu_time() -> Duration {
+    rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime).try_into().unwrap()
+}
+
+/// How fast, and the processor time of each. As many tasks as there are senders, each of which commits one after the other.
 fn measure<F: Future<Output = ()> + 'static>(
     runtime: &Runtime,
     senders: usize,
     length: f64,
     commit: impl Fn() -> F + Clone + 'static,
-) -> Measured {
+) -> (Measured, Duration) {
     let local = tokio::task::LocalSet::new();
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), cpu_time());
     let end = began + Duration::from_secs_f64(length);
     let mut waits = local.block_on(runtime, async {
         let mut tasks = JoinSet::new();
@@ -112,15 +122,19 @@ fn measure<F: Future<Output = ()> + 'static>(
     waits.sort_unstable();
     #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a rate")]
     let rate = waits.len() as f64 / began.elapsed().as_secs_f64();
-    Measured { rate, waits }
+    let cpu = (cpu_time() - before) / u32::try_from(waits.len()).unwrap();
+    (Measured { rate, waits }, cpu)
 }
 
 fn compare(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
     let limit = Arc::new(Limit::start(&folder.join("limit.db")));
     let whole = Arc::new(Limit::start(&folder.join("whole.db")));
     let queue = Arc::new(open(&folder.join("queue.db")));
-    println!("{:<8} {:>8} {:>12} {:>10} {:>10} {:>7}", "", "senders", "commits/s", "p50", "p99", "ratio");
-    for senders in SENDERS {
+    println!(
+        "{:<8} {:>8} {:>12} {:>10} {:>10} {:>7} {:>9}",
+        "", "senders", "commits/s", "p50", "p99", "ratio", "cpu"
+    );
+    for &senders in &arguments.senders {
         let mut rows = [Vec::new(), Vec::new(), Vec::new()];
         for _ in 0..arguments.rounds {
             for (row, limit, size) in [(0, &limit, BODY), (1, &whole, WHOLE)] {
@@ -136,18 +150,20 @@ fn compare(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
                 async move { assert_eq!(queue.enqueue(delivery()).await, Ok(Enqueued::Queued)) }
             }));
         }
-        let limits: Vec<_> = rows[0].iter().map(|limit| limit.rate).collect();
+        let limits: Vec<_> = rows[0].iter().map(|(limit, _)| limit.rate).collect();
         for (name, rows) in ["limit", "whole", "queue"].into_iter().zip(&mut rows) {
-            let mut ratios: Vec<_> = limits.iter().zip(&*rows).map(|(limit, row)| row.rate / limit).collect();
+            let mut ratios: Vec<_> =
+                limits.iter().zip(&*rows).map(|(limit, (row, _))| row.rate / limit).collect();
             ratios.sort_by(f64::total_cmp);
-            rows.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-            let middle = &rows[rows.len() / 2];
+            rows.sort_by(|(a, _), (b, _)| a.rate.total_cmp(&b.rate));
+            let (middle, cpu) = &rows[rows.len() / 2];
             println!(
-                "{name:<8} {senders:>8} {:>12.0} {:>10.1?} {:>10.1?} {:>7.2}",
+                "{name:<8} {senders:>8} {:>12.0} {:>10.1?} {:>10.1?} {:>7.2} {:>9.1?}",
                 middle.rate,
                 middle.quantile(0.5),
                 middle.quantile(0.99),
-                ratios[ratios.len() / 2]
+                ratios[ratios.len() / 2],
+                cpu
             );
         }
     }
@@ -157,12 +173,14 @@ fn compare(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
 /// Leases and acknowledges what the comparison has left, as one destination's worker does it with 16 at a time.
 fn drain(runtime: &Runtime, folder: &Path) {
     let queue = open(&folder.join("queue.db"));
+    let before = cpu_time();
     let (count, took) = runtime.block_on(async {
         let began = Instant::now();
         let mut count = 0_u32;
         let mut acks = JoinSet::new();
         let to = Recipient { webhook: "esc".into(), destination: "app".into() };
-        while count < 20_000 {
+        let waiting = Queue::stock(&queue).await.unwrap().depths[0].1.waiting;
+        while u64::from(count) < waiting.min(20_000) {
             let leases = queue.lease(&to, Policy::default(), 16).await.unwrap();
             for lease in leases {
                 count += 1;
@@ -182,18 +200,24 @@ fn drain(runtime: &Runtime, folder: &Path) {
         acks.join_all().await;
         (count, began.elapsed())
     });
-    println!("\nleased and acknowledged: {:.0}/s", f64::from(count) / took.as_secs_f64());
+    let cpu = (cpu_time() - before) / count;
+    println!("\nleased and acknowledged: {:.0}/s, {cpu:.1?} each", f64::from(count) / took.as_secs_f64());
+    runtime.block_on(queue.close()).unwrap();
 }
 
 fn fill(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
     let queue = Arc::new(open(&folder.join("many.db")));
     let rate = |label: &str| {
         let queue = Arc::clone(&queue);
-        let measured = measure(runtime, 64, arguments.seconds.max(3.0), move || {
+        let (measured, cpu) = measure(runtime, 64, arguments.seconds.max(3.0), move || {
             let queue = Arc::clone(&queue);
             async move { assert_eq!(queue.enqueue(delivery()).await, Ok(Enqueued::Queued)) }
         });
-        println!("{label}: {:.0} commits/s with 64 senders, resident {} KiB", measured.rate, resident());
+        let resident = resident();
+        println!(
+            "{label}: {:.0} commits/s with 64 senders, {cpu:.1?} each, resident {resident} KiB",
+            measured.rate
+        );
     };
     println!();
     rate("empty");
@@ -213,6 +237,15 @@ fn fill(runtime: &Runtime, folder: &Path, arguments: &Arguments) {
     let stock = runtime.block_on(Queue::stock(&*queue)).unwrap();
     println!("{} waiting, {} MiB", stock.depths[0].1.waiting, stock.bytes >> 20);
     rate("with those");
+    runtime.block_on(queue.close()).unwrap();
+    drop(queue);
+    let began = Instant::now();
+    let queue = open(&folder.join("many.db"));
+    let opened = began.elapsed();
+    let to = Recipient { webhook: "esc".into(), destination: "app".into() };
+    drop(runtime.block_on(queue.lease(&to, Policy::default(), 16)).unwrap());
+    println!("opened in {opened:.1?}, the first of them leased after {:.1?}", began.elapsed());
+    runtime.block_on(queue.close()).unwrap();
 }
 
 fn open(path: &Path) -> Sqlite {

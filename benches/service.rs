@@ -69,10 +69,12 @@ const BODY: usize = 400;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() {
-    let bench = Bench::new();
+    let mut bench = Bench::new();
     bench.compare();
     bench.drain();
     bench.replicas();
+    // It has its files in the folder: it ends first.
+    drop(bench.nats.take());
     fs::remove_dir_all(&bench.folder).unwrap();
 }
 

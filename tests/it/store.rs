@@ -401,6 +401,31 @@ fn who_has_the_file_open_at_the_end_is_said() {
     assert_eq!(count(&reader), 1);
 }
 
+/// A `sqlite3` with an open transaction, and more than 256 MiB that come meanwhile.
+#[test]
+fn a_log_that_cannot_be_written_back_is_said() {
+    let upstream = Upstream::always(Reply::ok());
+    let hookgate = queued("{dir}/queue.db", &upstream).start();
+    assert_eq!(hookgate.send(&Delivery::good()).said(), (202, "queued"));
+    let reader = rusqlite::Connection::open(hookgate.dir().join("queue.db")).unwrap();
+    reader.execute_batch("BEGIN; SELECT count(*) FROM job").unwrap();
+    let log = hookgate.dir().join("queue.db-wal");
+    let mut number = 0;
+    while fs::metadata(&log).unwrap().len() <= 256 << 20 {
+        let body = format!("{number}{}", "-".repeat(1_000_000));
+        assert_eq!(hookgate.send(&Delivery::good_with(&body)).said(), (202, "queued"));
+        number += 1;
+    }
+    hookgate.wait_for_line(|line| line.contains("write-ahead log is long"));
+    drop(reader);
+    // It is written back, and given back to the file system, with one of the next commits.
+    eventually("the log is short again", || {
+        hookgate.send(&Delivery::good_with(&format!("late {number}")));
+        number += 1;
+        (fs::metadata(&log).unwrap().len() <= 64 << 20).then_some(())
+    });
+}
+
 /// The system's clock is set back by two hours, and on by 25, while a delivery waits for its next attempt.
 #[test]
 fn a_clock_that_steps_delays_and_kills_nothing() {

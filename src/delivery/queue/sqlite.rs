@@ -4,8 +4,8 @@
 //! meanwhile in one transaction, so that the price of a flush to the disk is shared (group commit), and rings for its
 //! recipient. [`Queue::lease`] reads from the file what is due, and writes it down in memory only (`Leased`): the file says
 //! that the job waits until its verdict is committed, so that after a kill it is delivered again at once. The verdict goes to
-//! the writer by a lane of its own, where no number of new deliveries holds it up, and its lease with it. What is dropped on
-//! the way, wherever that is, gives the job back.
+//! the writer, and its lease with it; it needs no place there, so that no number of new deliveries holds it up. What is
+//! dropped on the way, wherever that is, gives the job back.
 //!
 //! A verdict that cannot be committed is kept and tried again until it can, and its lease with it: a store that fails does
 //! not turn into deliveries that are made over and over.
@@ -20,14 +20,18 @@ mod writer;
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::AtomicU64,
+        mpsc::{Sender, channel},
+    },
     thread,
     time::Duration,
 };
 
 use rusqlite::Connection;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Semaphore, mpsc, oneshot, watch},
     time::{Instant, timeout},
 };
 
@@ -37,15 +41,15 @@ use self::{
     place::Place,
     reader::Leasing,
     rows::Key,
-    writer::{Command, Done, Inbox, Work, Writer},
+    writer::{Command, Work, Writer},
 };
 use super::{
     Answer, Attempt, Delivery, Details, Enqueued, Filter, Health, Hold, JobId, Lease, Policy, Queue,
     QueueError, Recipient, Record, Retention, State, Stock, Verdict,
 };
 
-/// Commands that wait for the writer at most, beside verdicts. Whoever comes then waits for room.
-const WAITING_COMMANDS: usize = 1024;
+/// Commands that wait for the writer at most, beside verdicts. Whoever comes then waits for a place.
+const PLACES: usize = 1024;
 
 /// Reads that wait at most.
 const WAITING_READS: usize = 256;
@@ -63,8 +67,9 @@ const STALLED: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Sqlite {
     shared: Arc<Shared>,
-    commands: mpsc::Sender<Command>,
-    verdicts: mpsc::UnboundedSender<Command>,
+    commands: Sender<Command>,
+    /// For commands that wait, beside verdicts.
+    places: Arc<Semaphore>,
     reads: mpsc::Sender<Read>,
     /// The numbers of recipients, and whether their jobs are in order in the file.
     arranged: Mutex<HashMap<Recipient, (i64, bool)>>,
@@ -79,7 +84,8 @@ struct Shared {
     retention: Retention,
     window: Duration,
     clock: Clock,
-    held: Mutex<Held>,
+    /// Jobs that must not be leased, although the file says that they wait.
+    leased: Mutex<HashSet<Key>>,
     /// Rung when jobs of a recipient, by its number, may have become due.
     bells: Mutex<HashMap<i64, watch::Sender<()>>>,
     /// Dead letters that were dropped since the start.
@@ -91,32 +97,28 @@ struct Shared {
     committing: Mutex<Option<Instant>>,
 }
 
-/// Jobs that must not be leased, although the file says that they wait.
-#[derive(Debug, Default)]
-struct Held {
-    leased: HashSet<Key>,
-    /// Being superseded, in a transaction under way.
-    withdrawn: HashSet<Key>,
-}
-
 /// That a job is leased. Whoever has it is the only one; dropped, it ends.
 #[derive(Debug)]
 struct Leased {
     key: Key,
     shared: Arc<Shared>,
+    /// Nobody is told that it ends.
+    is_silent: bool,
 }
 
 impl Leased {
     /// For a job that was just added to those that are.
     fn new(key: Key, shared: &Arc<Shared>) -> Self {
-        Self { key, shared: Arc::clone(shared) }
+        Self { key, shared: Arc::clone(shared), is_silent: false }
     }
 }
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        lock_of(&self.shared.held).leased.remove(&self.key);
-        self.shared.ring(self.key.recipient);
+        lock_of(&self.shared.leased).remove(&self.key);
+        if !self.is_silent {
+            self.shared.ring(self.key.recipient);
+        }
     }
 }
 
@@ -164,15 +166,14 @@ impl Sqlite {
         if let Some(place) = &mut place {
             place.note().map_err(|error| Why::unusable(path, &error))?;
         }
-        let (commands, to_do) = mpsc::channel(WAITING_COMMANDS);
-        let (verdicts, settled) = mpsc::unbounded_channel();
+        let (commands, inbox) = channel();
         let (reads, orders) = mpsc::channel(WAITING_READS);
         let shared = Arc::new(Shared {
             path: place.as_ref().map_or_else(|| path.to_owned(), |place| place.path.clone()),
             retention,
             window,
             clock,
-            held: Mutex::default(),
+            leased: Mutex::default(),
             bells: Mutex::default(),
             dead_dropped: AtomicU64::new(0),
             health: watch::Sender::new(Health::Ready),
@@ -182,13 +183,14 @@ impl Sqlite {
         let writer = Writer::new(connection, Arc::clone(&shared), place);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = thread::Builder::new().name(name.into()).spawn(work);
-            // They end when their senders are gone, and `close` waits for their work first.
+            // They end when they are told, or nobody can ask any more; `close` waits for the rest of the writer's work.
             thread.map(drop).map_err(|error| Why::unusable(path, &error))
         };
-        spawn("queue-writer", Box::new(move || writer.run(Inbox { commands: to_do, verdicts: settled })))?;
+        spawn("queue-writer", Box::new(move || writer.run(inbox)))?;
         let reading = Arc::clone(&shared);
         spawn("queue-reader", Box::new(move || read(&reading, orders)))?;
-        Ok(Self { shared, commands, verdicts, reads, arranged: Mutex::default() })
+        let places = Arc::new(Semaphore::new(PLACES));
+        Ok(Self { shared, commands, places, reads, arranged: Mutex::default() })
     }
 
     /// Has the writer do something, and waits until it is committed.
@@ -196,15 +198,9 @@ impl Sqlite {
         &self,
         work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
     ) -> Result<T, QueueError> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_closed| ended())?;
         let (done, answer) = oneshot::channel();
-        self.commands.send(Command::task(work, done)).await.map_err(|_ended| ended())?;
-        answer.await.unwrap_or_else(|_ended| Err(ended()))
-    }
-
-    /// The same by the lane of verdicts.
-    async fn order<T>(&self, command: impl FnOnce(Done<T>) -> Command) -> Result<T, QueueError> {
-        let (done, answer) = oneshot::channel();
-        self.verdicts.send(command(done)).map_err(|_ended| ended())?;
+        self.commands.send(Command::task(work, place, done)).map_err(|_ended| ended())?;
         answer.await.unwrap_or_else(|_ended| Err(ended()))
     }
 
@@ -254,9 +250,12 @@ impl Sqlite {
         if let Some((number, _)) = known.filter(|(_, was)| *was == in_order) {
             return Ok(number);
         }
-        let to = recipient.clone();
-        let arrange = move |work: &mut Work<'_>| work.arrange(&to, in_order).map(Ok);
-        let number = self.order(|done| Command::task(arrange, done)).await?;
+        let mut last = Some(0);
+        let mut number = 0;
+        while let Some(after) = last {
+            let to = recipient.clone();
+            (number, last) = self.write(move |work| work.arrange(&to, in_order, after).map(Ok)).await?;
+        }
         lock_of(&self.arranged).insert(recipient.clone(), (number, in_order));
         Ok(number)
     }
@@ -271,30 +270,25 @@ impl Sqlite {
         let mut bell = self.shared.bell(number);
         loop {
             bell.mark_unchanged();
-            let (shared, verdicts, to) =
-                (Arc::clone(&self.shared), self.verdicts.downgrade(), recipient.clone());
+            let (shared, commands, to) = (Arc::clone(&self.shared), self.commands.clone(), recipient.clone());
             // They are leases before they leave the reader: whoever waited may be gone, and they go back then.
             let leasing = self.read(move |connection| {
                 let Leasing { jobs, damaged, next_due } =
                     reader::lease(connection, &shared, (number, &to), policy.in_order, max)?;
                 let lease =
-                    |(leased, job)| Lease::new(job, Box::new(Holding { leased, verdicts: verdicts.clone() }));
+                    |(leased, job)| Lease::new(job, Box::new(Holding { leased, commands: commands.clone() }));
                 Ok((jobs.into_iter().map(lease).collect::<Vec<_>>(), damaged, next_due))
             });
             let (leases, damaged, next_due) = leasing.await?;
             for key in damaged {
-                let bury = move |work: &mut Work<'_>| work.bury(key).map(Ok);
-                self.order(|done| Command::task(bury, done)).await?;
+                self.write(move |work| work.bury(key).map(Ok)).await?;
             }
             if !leases.is_empty() {
                 return Ok(leases);
             }
             let pause = next_due.map_or(LOOK, |due| due.min(LOOK));
-            tokio::select! {
-                () = self.commands.closed() => return Err(ended()),
-                // Whichever it is: look again. The bells are not dropped while the engine is there.
-                _ = timeout(pause, bell.changed()) => {}
-            }
+            // Whichever it is: look again. The bells are not dropped while the engine is there.
+            drop(timeout(pause, bell.changed()).await);
         }
     }
 
@@ -344,7 +338,19 @@ impl Queue for Sqlite {
     }
 
     fn close(&self) -> Answer<'_, ()> {
-        Box::pin(self.order(Command::Close))
+        let (done, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Close(done)).map_err(|_ended| ended());
+        Box::pin(async move {
+            sent?;
+            answer.await.unwrap_or_else(|_ended| Err(ended()))
+        })
+    }
+}
+
+impl Drop for Sqlite {
+    fn drop(&mut self) {
+        // Leases may outlive it. Who has ended already need not be told.
+        drop(self.commands.send(Command::Close(oneshot::channel().0)));
     }
 }
 
@@ -352,20 +358,18 @@ impl Queue for Sqlite {
 #[derive(Debug)]
 struct Holding {
     leased: Leased,
-    /// A lease does not keep the engine alive.
-    verdicts: mpsc::WeakUnboundedSender<Command>,
+    commands: Sender<Command>,
 }
 
 impl Hold for Holding {
     fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
-        let Self { leased: lease, verdicts } = *self;
+        let Self { leased, commands } = *self;
         let (done, answer) = oneshot::channel();
         // It is the writer's before anybody waits for it.
-        let sent = verdicts
-            .upgrade()
-            .is_some_and(|verdicts| verdicts.send(Command::verdict(lease, verdict, attempt, done)).is_ok());
+        let sent = commands.send(Command::verdict(leased, verdict, attempt, done)).map_err(|_ended| ended());
         Box::pin(async move {
-            if sent { answer.await.unwrap_or_else(|_ended| Err(ended())) } else { Err(ended()) }
+            sent?;
+            answer.await.unwrap_or_else(|_ended| Err(ended()))
         })
     }
 

@@ -160,7 +160,7 @@ async fn what_is_not_a_good_queue_is_refused_and_left_alone() {
     })
     .await;
     refused("newer");
-    for unreleased in [1, 2] {
+    for unreleased in [1, 2, 3] {
         let connection = Connection::open(folder.queue()).unwrap();
         connection.execute_batch(&format!("PRAGMA user_version = {unreleased}")).unwrap();
         drop(connection);

@@ -1,7 +1,8 @@
 //! What is in the file of the embedded engine: history that makes room, IDs that stay, rows that cannot be read.
 
 use std::{
-    fs,
+    fs::{self, File},
+    os::unix::fs::FileExt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -14,7 +15,7 @@ use rusqlite::Connection;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use super::{
-    contract::{ack, all, attempt, eventually, lease, ready, recipient, to},
+    contract::{ack, all, attempt, eventually, lease, ready, recipient, stored, to},
     sqlite::delivery,
 };
 use crate::support::{PATIENCE, TempDir};
@@ -145,6 +146,40 @@ async fn rows_that_cannot_be_read_hold_up_nobody() {
     assert_eq!(reasons, [("3-1", Some(Death::Damaged)), ("1-1", Some(Death::Damaged))]);
     let counts = queue.stock().await.unwrap().depths[0].1;
     assert_eq!((counts.waiting, counts.dead), (0, 2));
+}
+
+/// What was checked at the start may be damaged later, and large files are checked in part only.
+#[tokio::test]
+async fn a_body_that_is_damaged_while_the_file_is_open_holds_up_nobody() {
+    let folder = TempDir::new();
+    let path = folder.path().join("queue.db");
+    let queue = ready(&folder, Retention::default(), WINDOW).await;
+    for id in ["aaaa", "bbbb", "cccc"] {
+        let mut delivery = delivery(id, 0);
+        delivery.parcel.body = stored(id.repeat(10_000));
+        queue.enqueue(delivery).await.unwrap();
+    }
+    Connection::open(&path).unwrap().query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(())).unwrap();
+    // The pages in the middle of its body, with the numbers of those that follow them.
+    let (bytes, body) = (fs::read(&path).unwrap(), b"bbbb".repeat(1000));
+    let at = bytes.windows(body.len()).position(|part| part == body).unwrap() / 4096 * 4096;
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&[0xa5; 4 * 4096], u64::try_from(at + 4096).unwrap()).unwrap();
+    let (mut delivered, to_app) = (Vec::new(), recipient("app"));
+    while delivered.len() < 2 {
+        let waiting = queue.lease(&to_app, Policy::default(), 10);
+        for lease in timeout(PATIENCE, waiting).await.unwrap().unwrap() {
+            delivered.push(lease.job().parcel.id.to_str().unwrap().to_owned());
+            ack(lease).await;
+        }
+    }
+    assert_eq!(delivered, ["aaaa", "cccc"]);
+    let dead = Filter { states: vec![State::Dead], ..Filter::default() };
+    eventually("it is among the dead letters", async || {
+        let dead = queue.list(&dead, 10).await.unwrap();
+        dead.iter().map(|record| record.death).eq([Some(Death::Damaged)])
+    })
+    .await;
 }
 
 /// Neither a start nor a policy that is as before rewrites what waits.

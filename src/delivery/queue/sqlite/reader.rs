@@ -6,10 +6,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use rusqlite::{Connection, Error, OptionalExtension, params, params_from_iter, types::Value};
+use rusqlite::{Connection, Error, ErrorCode, OptionalExtension, params, params_from_iter, types::Value};
 
 use super::{
-    Held, Leased, Shared, lock_of, place,
+    Leased, Shared, lock_of, place,
     rows::{self, Key},
 };
 use crate::delivery::queue::{Depth, Details, Filter, Job, JobId, Recipient, Record, Stock};
@@ -36,9 +36,9 @@ pub(super) fn lease(
     shared.clock.compare(SystemTime::now());
     let (keys, next_due) = {
         // Until the end, so that what is read here and who holds what are of one moment.
-        let mut held = lock_of(&shared.held);
-        let (keys, next_due) = due(connection, shared, &held, number, in_order, max.max(1))?;
-        held.leased.extend(keys.iter().copied());
+        let mut leased = lock_of(&shared.leased);
+        let (keys, next_due) = due(connection, shared, &leased, number, in_order, max.max(1))?;
+        leased.extend(keys.iter().copied());
         (keys, next_due)
     };
     let leases: Vec<_> = keys.into_iter().map(|key| Leased::new(key, shared)).collect();
@@ -56,28 +56,33 @@ pub(super) fn lease(
             Ok(job) => leasing.jobs.push((leased, job)),
             // It was purged just now.
             Err(Error::QueryReturnedNoRows) => {}
-            Err(error @ Error::SqliteFailure(..)) => return Err(error),
+            Err(error @ Error::SqliteFailure(..)) if !is_corrupt(&error) => return Err(error),
             Err(_) => leasing.damaged.push(leased.key),
         }
     }
     Ok(leasing)
 }
 
+/// Whether it says that what was read is damaged.
+fn is_corrupt(error: &Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::DatabaseCorrupt)
+}
+
 /// Jobs that are due and may go, and how long it takes until another one is.
 fn due(
     connection: &Connection,
     shared: &Shared,
-    held: &Held,
+    leased: &HashSet<Key>,
     recipient: i64,
     in_order: bool,
     max: usize,
 ) -> rusqlite::Result<(Vec<Key>, Option<Duration>)> {
-    // Only while `order` has just come can more than one of a line be under way.
+    // Under way beside the head of a line are those that a newer one has replaced, and any while `order` has just come.
     let mut busy = HashSet::new();
     if in_order {
         let mut line =
             connection.prepare_cached("SELECT line FROM job WHERE delivery = ?1 AND recipient = ?2")?;
-        for key in held.leased.iter().filter(|key| key.recipient == recipient) {
+        for key in leased.iter().filter(|key| key.recipient == recipient) {
             busy.extend(
                 line.query_row([key.delivery, recipient], |row| row.get::<_, Option<String>>(0))
                     .optional()?,
@@ -95,7 +100,7 @@ fn due(
         && let Some(row) = rows.next()?
     {
         let (key, time) = (Key { delivery: row.get(0)?, recipient }, row.get::<_, i64>(1)?);
-        if held.leased.contains(&key) || held.withdrawn.contains(&key) {
+        if leased.contains(&key) {
             continue;
         }
         if time > now {

@@ -5,6 +5,8 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::Duration,
 };
 
@@ -16,7 +18,7 @@ use super::place::PATIENCE;
 const APPLICATION_ID: i64 = 0x686b_6774;
 
 /// Forms that were used before the first release. They are refused.
-const UNRELEASED: usize = 2;
+const UNRELEASED: usize = 3;
 
 /// The form that is known here.
 const VERSION: usize = UNRELEASED + MIGRATIONS.len();
@@ -27,6 +29,9 @@ const MIGRATIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// How long a connection waits while another one writes. Those that do are ours: they are short.
 const BUSY: Duration = Duration::from_secs(5);
+
+/// How long the file is checked at the start.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// The file is refused at the start. It is never reset.
 #[derive(Debug, thiserror::Error)]
@@ -187,11 +192,27 @@ fn migrate(connection: &mut Connection, version: usize) -> rusqlite::Result<()> 
     Ok(())
 }
 
+/// Looks at every page and row, for as long as a start may take: what a large file has damaged beyond that is said when it is
+/// read, row by row.
 fn check_integrity(path: &Path, connection: &Connection) -> Result<(), OpenError> {
-    let found: String = connection
-        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
-        .map_err(|error| refusal(path, &error))?;
-    if found == "ok" { Ok(()) } else { Err(Why::Corrupt(found).of(path)) }
+    let (checked, still_checking) = mpsc::channel::<()>();
+    let interrupt = connection.get_interrupt_handle();
+    let found = thread::scope(|scope| {
+        scope.spawn(move || {
+            if still_checking.recv_timeout(CHECK) == Err(RecvTimeoutError::Timeout) {
+                interrupt.interrupt();
+            }
+        });
+        let found = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0));
+        drop(checked);
+        found
+    });
+    match found {
+        Ok(found) if found == "ok" => Ok(()),
+        Ok(found) => Err(Why::Corrupt(found).of(path)),
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => Ok(()),
+        Err(error) => Err(refusal(path, &error)),
+    }
 }
 
 /// What an operator is told of an error at the start.

@@ -1,23 +1,25 @@
 -- The first form of the file that was released. A released one is never changed.
 
 -- What the file keeps beside its rows, by name: `clock`, how far the system's clock is ahead of the file's, and `window`,
--- how long a delivered ID is known; both in milliseconds. `probe` is written to find out whether the store can be.
+-- how long a delivered ID is known; both in milliseconds. `gone` is the highest number of a delivery that is gone; `probe` is
+-- written to find out whether the store can be.
 CREATE TABLE setting (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 
--- Destinations of webhooks, by their names in the configuration, and what their jobs are counted as.
+-- Destinations of webhooks, by their names in the configuration. Whoever changes jobs counts them, in the same transaction: a
+-- trigger would do so for every row, and SQLite keeps a journal for each statement that has one.
 CREATE TABLE recipient (
     number      INTEGER PRIMARY KEY,
     webhook     TEXT NOT NULL,
     destination TEXT NOT NULL,
     in_order    INTEGER NOT NULL,           -- 1: each environment's jobs one after the other
-    waiting     INTEGER NOT NULL DEFAULT 0, -- counted by triggers
+    waiting     INTEGER NOT NULL DEFAULT 0,
     dead        INTEGER NOT NULL DEFAULT 0,
     UNIQUE (webhook, destination)
 ) STRICT;
 
 -- What senders sent. Times are milliseconds since 1970, UTC, by the file's clock.
 CREATE TABLE delivery (
-    number        INTEGER PRIMARY KEY AUTOINCREMENT, -- in order of arrival; none is given twice
+    number        INTEGER PRIMARY KEY, -- in order of arrival; none is given twice
     webhook       TEXT NOT NULL,
     id            TEXT NOT NULL,       -- Pulumi-Webhook-ID
     kind          TEXT NOT NULL,       -- Pulumi-Webhook-Kind
@@ -49,7 +51,7 @@ CREATE TABLE job (
     delivery      INTEGER NOT NULL,
     recipient     INTEGER NOT NULL,
     state         TEXT NOT NULL CHECK (state IN ('waiting', 'delivered', 'dead', 'coalesced')),
-    blocked       INTEGER NOT NULL DEFAULT 0, -- 1: behind another of its line; 2: under way, and not tried again
+    blocked       INTEGER NOT NULL DEFAULT 0, -- 1: behind another of its line
     line          TEXT,                       -- the environment, where the destination has order or coalesce
     due           INTEGER NOT NULL,           -- not before this time
     since         INTEGER NOT NULL,           -- accepted, or last redelivered: its age counts from here
@@ -62,22 +64,7 @@ CREATE TABLE job (
 CREATE INDEX job_due ON job (recipient, due, delivery) WHERE state = 'waiting' AND blocked = 0;
 CREATE INDEX job_waiting ON job (recipient, delivery) WHERE state = 'waiting';
 CREATE INDEX job_line ON job (recipient, line, blocked, delivery) WHERE state = 'waiting' AND line IS NOT NULL;
-CREATE INDEX job_superseded ON job (recipient, delivery) WHERE state = 'waiting' AND blocked = 2;
 CREATE INDEX job_finished ON job (state, finished) WHERE state <> 'waiting';
-
-CREATE TRIGGER job_comes AFTER INSERT ON job BEGIN
-    UPDATE recipient SET waiting = waiting + (new.state = 'waiting'), dead = dead + (new.state = 'dead')
-    WHERE number = new.recipient;
-END;
-CREATE TRIGGER job_changes AFTER UPDATE OF state ON job WHEN old.state <> new.state BEGIN
-    UPDATE recipient SET waiting = waiting + (new.state = 'waiting') - (old.state = 'waiting'),
-        dead = dead + (new.state = 'dead') - (old.state = 'dead')
-    WHERE number = new.recipient;
-END;
-CREATE TRIGGER job_goes AFTER DELETE ON job BEGIN
-    UPDATE recipient SET waiting = waiting - (old.state = 'waiting'), dead = dead - (old.state = 'dead')
-    WHERE number = old.recipient;
-END;
 
 CREATE TABLE attempt (
     delivery    INTEGER NOT NULL,

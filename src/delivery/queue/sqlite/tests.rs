@@ -67,7 +67,7 @@ async fn jobs_go_back_when_nobody_waits_for_their_lease_any_more() {
     assert_eq!(queue.enqueue(delivery("1")).await, Ok(Enqueued::Queued));
     queue.arrange(&app(), false).await.unwrap();
     // Nothing is read before this is let go.
-    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let (go, gone) = channel::<()>();
     let hold: Read = Box::new(move |_| assert!(gone.recv().is_err()));
     queue.reads.send(hold).await.unwrap();
     let (to, policy) = (app(), Policy::default());

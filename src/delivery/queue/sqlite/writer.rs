@@ -5,31 +5,25 @@ mod room;
 mod upkeep;
 mod work;
 
-use std::{
-    sync::{Arc, atomic::Ordering::Relaxed},
-    task::{Context, Poll, Wake, Waker},
-    thread::{self, Thread},
+use std::sync::{
+    Arc,
+    atomic::Ordering::Relaxed,
+    mpsc::{Receiver, RecvTimeoutError},
 };
 
 use rusqlite::{Connection, ErrorCode, TransactionBehavior};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, oneshot},
     time::Instant,
 };
 
-use self::{
-    upkeep::LOOK_AFTER,
-    work::{Effects, Recipients},
-};
+use self::{upkeep::LOOK_AFTER, work::Effects};
 pub(super) use self::{
     upkeep::{tell, window},
     work::Work,
 };
 use super::{Leased, Shared, ended, lock_of, place::Place, unavailable};
 use crate::delivery::queue::{Attempt, Health, QueueError, Verdict};
-
-/// Commands of each lane in one transaction.
-const BATCH: usize = 512;
 
 /// Where the answer to a command goes.
 pub(super) type Done<T> = oneshot::Sender<Result<T, QueueError>>;
@@ -47,19 +41,24 @@ impl Command {
     /// `work` is done in a transaction, which may must be tried again, and what comes of it is told after its commit.
     pub(super) fn task<T: Send + 'static>(
         work: impl FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send + 'static,
+        place: OwnedSemaphorePermit,
         done: Done<T>,
     ) -> Self {
-        Self::Task(Box::new(Task { work, found: Err(ended()), done }))
+        Self::Task(Box::new(Task { work, found: Err(ended()), kept: place, done }))
     }
 
     /// The lease ends with the command, whatever becomes of it.
-    pub(super) fn verdict(lease: Leased, verdict: Verdict, attempt: Option<Attempt>, done: Done<()>) -> Self {
-        let work = move |work: &mut Work<'_>| {
-            // All of it goes into the closure, and not its key alone.
-            let Leased { key, .. } = &lease;
-            work.settle(*key, verdict, attempt.as_ref()).map(Ok)
-        };
-        Self::Verdict(Box::new(Task { work, found: Err(ended()), done }))
+    pub(super) fn verdict(
+        mut lease: Leased,
+        verdict: Verdict,
+        attempt: Option<Attempt>,
+        done: Done<()>,
+    ) -> Self {
+        // What may be leased after the verdict is rung for after its commit.
+        lease.is_silent = true;
+        let key = lease.key;
+        let work = move |work: &mut Work<'_>| work.settle(key, verdict, attempt.as_ref()).map(Ok);
+        Self::Verdict(Box::new(Task { work, found: Err(ended()), kept: lease, done }))
     }
 }
 
@@ -70,13 +69,15 @@ pub(super) trait Run: Send {
     fn is_given_up(&self) -> bool;
 }
 
-struct Task<F, T> {
+struct Task<F, T, K> {
     work: F,
     found: Result<T, QueueError>,
+    /// Until the answer: a place among those that wait, or a lease.
+    kept: K,
     done: Done<T>,
 }
 
-impl<F, T: Send> Run for Task<F, T>
+impl<F, T: Send, K: Send> Run for Task<F, T, K>
 where
     F: FnMut(&mut Work<'_>) -> rusqlite::Result<Result<T, QueueError>> + Send,
 {
@@ -86,9 +87,9 @@ where
     }
 
     fn answer(self: Box<Self>, failed: Option<&QueueError>) {
-        let Self { work, found, done } = *self;
-        // With it goes its lease: whoever hears of the commit may lease the job again.
-        drop(work);
+        let Self { found, kept, done, .. } = *self;
+        // Whoever hears of the commit may lease the job again.
+        drop(kept);
         // Who has gone away needs no answer.
         drop(done.send(failed.map_or(found, |error| Err(error.clone()))));
     }
@@ -98,21 +99,12 @@ where
     }
 }
 
-/// Where commands come from. What is on one of the two never waits for what is on the other.
-pub(super) struct Inbox {
-    /// From senders and people; whoever comes when it is full waits.
-    pub(super) commands: mpsc::Receiver<Command>,
-    /// Verdicts and what lines ask for. As many as there are leases, and not more.
-    pub(super) verdicts: mpsc::UnboundedReceiver<Command>,
-}
-
 pub(super) struct Writer {
     /// Absent while the file is put back, and after that failed.
     connection: Option<Connection>,
     shared: Arc<Shared>,
     /// `None`: a command beside the service, which does not look after the file.
     place: Option<Place>,
-    recipients: Recipients,
     /// Verdicts that could not be committed. Each holds its lease, so that there are no more than leases.
     kept: Vec<Command>,
     looked: Instant,
@@ -129,19 +121,23 @@ impl Writer {
             ahead: shared.clock.ahead(),
             shared,
             place,
-            recipients: Recipients::default(),
             kept: Vec::new(),
             looked: Instant::now(),
             long_log: false,
         }
     }
 
-    /// Works until nobody can send commands any more, or one says that it is the last.
-    pub(super) fn run(mut self, mut inbox: Inbox) {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    /// Works until a command says that it is the last.
+    pub(super) fn run(mut self, inbox: Receiver<Command>) {
         loop {
             let mut commands = std::mem::take(&mut self.kept);
-            let open = inbox.receive(&mut commands, &waker);
+            match inbox.recv_timeout(LOOK_AFTER) {
+                Ok(command) => commands.push(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            // All of it: deliveries have few places, and there are not more verdicts than leases.
+            commands.extend(inbox.try_iter());
             let mut close = None;
             commands.retain_mut(|command| match command {
                 Command::Task(task) => !task.is_given_up(),
@@ -151,18 +147,13 @@ impl Writer {
                     false
                 }
             });
-            let is_last = close.is_some() || !open;
-            if is_last {
-                inbox.drain(&mut commands);
-            }
             if !commands.is_empty() {
                 self.commit(commands);
             }
-            if is_last {
-                let ended = self.end();
-                if let Some(close) = close {
-                    drop(close.send(ended));
-                }
+            if let Some(close) = close {
+                // Whoever comes now is told that the queue has ended.
+                drop(inbox);
+                drop(close.send(self.end()));
                 return;
             }
             if self.place.is_some() && self.looked.elapsed() >= LOOK_AFTER {
@@ -188,20 +179,18 @@ impl Writer {
         }
     }
 
-    fn answer(&mut self, commands: Vec<Command>, done: rusqlite::Result<()>) {
-        if let Err(error) = done {
-            return self.fail(commands, &unavailable(&error));
-        }
+    fn answer(&mut self, commands: Vec<Command>, done: rusqlite::Result<Effects>) {
+        let effects = match done {
+            Ok(effects) => effects,
+            Err(error) => return self.fail(commands, &unavailable(&error)),
+        };
         for command in commands {
             match command {
                 Command::Task(task) | Command::Verdict(task) => task.answer(None),
                 Command::Close(done) => drop(done.send(Ok(()))),
             }
         }
-    }
-
-    fn is_full(&self) -> bool {
-        *self.shared.health.borrow() == Health::NotReady(QueueError::Full.to_string())
+        self.ring(&effects);
     }
 
     fn fail(&mut self, commands: Vec<Command>, reason: &QueueError) {
@@ -215,8 +204,12 @@ impl Writer {
         }
     }
 
+    fn is_full(&self) -> bool {
+        *self.shared.health.borrow() == Health::NotReady(QueueError::Full.to_string())
+    }
+
     /// Runs commands in one transaction; nothing of them is seen by anybody before it is committed.
-    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
+    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<Effects> {
         let effects = self.transaction(|work| {
             commands.iter_mut().try_for_each(|command| match command {
                 Command::Task(task) | Command::Verdict(task) => task.run(work),
@@ -228,7 +221,7 @@ impl Writer {
         } else if effects.stored || !self.is_full() {
             self.shared.set_health(Health::Ready);
         }
-        Ok(())
+        Ok(effects)
     }
 
     fn transaction(
@@ -236,72 +229,26 @@ impl Writer {
         run: impl FnOnce(&mut Work<'_>) -> rusqlite::Result<()>,
     ) -> rusqlite::Result<Effects> {
         let Some(connection) = &mut self.connection else { return Err(rusqlite::Error::InvalidQuery) };
-        let mut effects = Effects::default();
         *lock_of(&self.shared.committing) = Some(Instant::now());
         let committed = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            run(&mut Work::new(&transaction, &self.shared, &mut self.recipients, &mut effects))?;
+            let mut work = Work::new(&transaction, &self.shared);
+            run(&mut work)?;
+            let effects = work.end()?;
             step!("commit");
             transaction.commit()?;
             step!("answer");
-            Ok(())
+            Ok(effects)
         };
         let committed = committed();
         *lock_of(&self.shared.committing) = None;
-        for key in &effects.withdrawn {
-            lock_of(&self.shared.held).withdrawn.remove(key);
-        }
-        if committed.is_err() {
-            // Numbers that were given in a transaction that came to nothing.
-            self.recipients.clear();
-        } else {
-            self.shared.dead_dropped.fetch_add(effects.dead_dropped, Relaxed);
-            effects.ring.iter().for_each(|recipient| self.shared.ring(*recipient));
-        }
-        committed.map(|()| effects)
-    }
-}
-
-impl Inbox {
-    /// Waits for commands, for as long as the file needs no look. False: nobody can send any more.
-    fn receive(&mut self, batch: &mut Vec<Command>, waker: &Waker) -> bool {
-        let end = Instant::now() + LOOK_AFTER;
-        let mut context = Context::from_waker(waker);
-        loop {
-            let verdicts = self.verdicts.poll_recv_many(&mut context, batch, BATCH);
-            let commands = self.commands.poll_recv_many(&mut context, batch, BATCH);
-            match (verdicts, commands) {
-                (Poll::Ready(0), _) | (_, Poll::Ready(0)) => return false,
-                (Poll::Pending, Poll::Pending) => {}
-                _ => return true,
-            }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return true;
-            }
-            thread::park_timeout(left);
-        }
+        committed
     }
 
-    /// Takes what is left, and nothing more after it.
-    fn drain(&mut self, batch: &mut Vec<Command>) {
-        self.verdicts.close();
-        self.commands.close();
-        batch.extend(std::iter::from_fn(|| self.verdicts.try_recv().ok()));
-        batch.extend(std::iter::from_fn(|| self.commands.try_recv().ok()));
-    }
-}
-
-/// Wakes the thread by the means that cost least.
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.unpark();
+    /// Tells those who wait for jobs what may be due since a commit.
+    fn ring(&self, effects: &Effects) {
+        self.shared.dead_dropped.fetch_add(effects.dead_dropped, Relaxed);
+        effects.ring.iter().for_each(|recipient| self.shared.ring(*recipient));
     }
 }
 

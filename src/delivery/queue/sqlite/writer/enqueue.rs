@@ -8,14 +8,11 @@ use sha2::{Digest, Sha256};
 use super::{
     super::{
         lock_of,
-        rows::{Key, millis, to_integer},
+        rows::{self, Key, length, millis, to_integer},
     },
     work::Work,
 };
 use crate::delivery::queue::{Delivery, Enqueued, Policy, QueueError, State};
-
-/// What a delivery takes beside its body, in bytes; estimated high.
-pub(super) const OVERHEAD: u64 = 2 << 10;
 
 impl Work<'_> {
     pub(in super::super) fn enqueue(
@@ -29,16 +26,17 @@ impl Work<'_> {
         }
         let Delivery { webhook, parcel, environment, revision, facts, destinations } = delivery;
         let body = &parcel.body.bytes()[..];
-        let size = u64::try_from(body.len()).unwrap_or(u64::MAX);
-        if !self.make_room(size.saturating_add(OVERHEAD))? {
+        if !self.make_room(length(body))? {
             self.effects.full = true;
             return Ok(Err(QueueError::Full));
         }
         self.transaction
             .prepare_cached(
-                "INSERT INTO delivery (webhook, id, kind, event, environment, revision, content_type, signature,
+                "INSERT INTO delivery (number, webhook, id, kind, event, environment, revision, content_type, signature,
                      traceparent, kind_verified, received, facts, body)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+                 VALUES (1 + max(coalesce((SELECT max(number) FROM delivery), 0),
+                         coalesce((SELECT value FROM setting WHERE name = 'gone'), 0)),
+                     ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?
             .execute(params![
                 webhook,
@@ -60,7 +58,6 @@ impl Work<'_> {
         for (destination, policy) in destinations {
             let (recipient, in_order) = self.number_of(webhook, destination, policy.in_order)?;
             self.add_job(number, recipient, Policy { in_order, ..*policy }, delivery)?;
-            self.effects.ring.insert(recipient);
         }
         self.effects.stored = true;
         Ok(Ok(Enqueued::Queued))
@@ -105,26 +102,23 @@ impl Work<'_> {
             .transaction
             .prepare_cached("SELECT state, finished, recipient FROM job WHERE delivery = ?1")?
             .query_map([number], |row| {
-                Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?, row.get::<_, i64>(2)?))
+                Ok((rows::state(row.get_ref(0)?.as_str()?)?, row.get::<_, Option<i64>>(1)?, row.get(2)?))
             })?
             .collect::<rusqlite::Result<Vec<_>>>()?;
-        let is = |state: &String, other: State| state == other.name();
-        let waits = jobs.iter().any(|(state, ..)| is(state, State::Waiting));
-        let recent = jobs.iter().any(|(state, finished, _)| {
-            !is(state, State::Dead) && finished.is_some_and(|time| self.is_within(time))
+        let is_known = jobs.iter().any(|(state, finished, _)| match state {
+            State::Waiting => true,
+            State::Dead => false,
+            State::Delivered | State::Coalesced => finished.is_some_and(|time| self.is_within(time)),
         });
         if !same {
-            return Ok((waits || recent || self.is_within(received)).then_some(Enqueued::Conflict));
+            return Ok((is_known || self.is_within(received)).then_some(Enqueued::Conflict));
         }
-        let dead: Vec<_> = jobs.iter().filter(|(state, ..)| is(state, State::Dead)).collect();
-        for (.., recipient) in &dead {
-            self.revive(Key { delivery: number, recipient: *recipient })?;
+        let mut revived = false;
+        for (state, _, recipient) in jobs.into_iter().filter(|(state, ..)| *state == State::Dead) {
+            self.revive(Key { delivery: number, recipient }, state)?;
+            revived = true;
         }
-        Ok(if dead.is_empty() {
-            (waits || recent).then_some(Enqueued::Duplicate)
-        } else {
-            Some(Enqueued::Queued)
-        })
+        Ok(if revived { Some(Enqueued::Queued) } else { is_known.then_some(Enqueued::Duplicate) })
     }
 
     fn add_job(
@@ -148,15 +142,13 @@ impl Work<'_> {
             {
                 if revision > whole.revision.map(to_integer) {
                     superseded = true;
-                } else if self.withdraw(key) {
-                    self.finish(key, State::Coalesced, None, 0)?;
-                    due = due.min(known_due);
-                } else {
-                    // It goes its way, and is not tried again.
-                    self.transaction
-                        .prepare_cached("UPDATE job SET blocked = 2 WHERE delivery = ?1 AND recipient = ?2")?
-                        .execute([key.delivery, recipient])?;
+                    continue;
                 }
+                // One that is under way goes its way: the newer one waits as if it were the first.
+                if !lock_of(&self.shared.leased).contains(&key) {
+                    due = due.min(known_due);
+                }
+                self.put(key, State::Coalesced, None, None, 0)?;
             }
         }
         let state = if superseded { State::Coalesced } else { State::Waiting };
@@ -175,6 +167,8 @@ impl Work<'_> {
                 self.now,
                 superseded.then_some(self.now)
             ])?;
+        self.count(recipient, None, Some(state));
+        self.effects.ring.insert(recipient);
         self.let_go(recipient, line.filter(|_| policy.in_order))
     }
 
@@ -195,17 +189,6 @@ impl Work<'_> {
                 Ok((Key { delivery: row.get(0)?, recipient }, row.get(1)?, row.get(2)?))
             })?
             .collect()
-    }
-
-    /// Keeps a job from being leased until the commit. False: it is leased, and goes its way.
-    pub(super) fn withdraw(&mut self, key: Key) -> bool {
-        let mut held = lock_of(&self.shared.held);
-        if held.leased.contains(&key) {
-            return false;
-        }
-        held.withdrawn.insert(key);
-        self.effects.withdrawn.push(key);
-        true
     }
 }
 

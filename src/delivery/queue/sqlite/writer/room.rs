@@ -8,25 +8,33 @@ use tracing::warn;
 use super::{
     super::{
         reader::Pages,
-        rows::{Key, millis},
+        rows::{Key, millis, to_count},
     },
-    work::Work,
+    work::{Standing, Work},
 };
 use crate::delivery::queue::{JobId, Recipient, State};
 
 /// Jobs that one look after the file forgets at most, so that it does not hold up those who wait.
 const SWEEP: usize = 2_000;
 
+/// What a row takes beside its body, in bytes; estimated high.
+pub(super) const OVERHEAD: u64 = 2 << 10;
+
 /// Finished jobs that go at a time to make room.
 const CHUNK: usize = 64;
 
 impl Work<'_> {
-    /// Whether there is room for so many bytes more, made where need be by finished jobs that go, the oldest first.
+    /// Whether there is room for a row with so many bytes, made where need be by finished jobs that go, the oldest first.
     pub(super) fn make_room(&mut self, bytes: u64) -> rusqlite::Result<bool> {
+        let bytes = bytes.saturating_add(OVERHEAD);
         loop {
-            if Pages::read(self.transaction)?.used().saturating_add(bytes) <= self.shared.retention.max_bytes
-            {
+            if let Some(left) = self.room.checked_sub(bytes) {
+                self.room = left;
                 return Ok(true);
+            }
+            self.room = self.shared.retention.max_bytes.saturating_sub(Pages::read(self.transaction)?.used());
+            if self.room >= bytes {
+                continue;
             }
             let mut finished = self.finished(State::Delivered, i64::MAX, CHUNK)?;
             finished.extend(self.finished(State::Coalesced, i64::MAX, CHUNK)?);
@@ -52,13 +60,13 @@ impl Work<'_> {
                 "SELECT delivery, recipient FROM job INDEXED BY job_finished
                  WHERE state = ?1 AND state <> 'waiting' AND finished < ?2 ORDER BY finished LIMIT ?3",
             )?
-            .query_map(params![state.name(), before, i64::try_from(max).unwrap_or(i64::MAX)], |row| {
+            .query_map(params![state.name(), before, to_count(max)], |row| {
                 Ok(Key { delivery: row.get(0)?, recipient: row.get(1)? })
             })?
             .collect()
     }
 
-    /// What must be done from time to time: forgets what is older than it must be kept. Whether it has changed anything.
+    /// Work for now and then: forgets what is older than it must be kept.
     pub(super) fn sweep(&mut self) -> rusqlite::Result<()> {
         let retention = self.shared.retention;
         for (state, retain) in [
@@ -86,56 +94,39 @@ impl Work<'_> {
                 "DELETE FROM known WHERE (id, webhook) IN
                      (SELECT id, webhook FROM known WHERE finished <= ?1 LIMIT ?2)",
             )?
-            .execute(params![
-                self.now.saturating_sub(millis(self.shared.window)),
-                i64::try_from(SWEEP).unwrap_or(i64::MAX)
-            ])?;
-        // Their lease was given back without a verdict, or is of before the start.
-        let superseded: Vec<_> = self
-            .transaction
-            .prepare_cached(
-                "SELECT delivery, recipient FROM job INDEXED BY job_superseded
-                 WHERE state = 'waiting' AND blocked = 2",
-            )?
-            .query_map([], |row| Ok(Key { delivery: row.get(0)?, recipient: row.get(1)? }))?
-            .collect::<rusqlite::Result<_>>()?;
-        for key in superseded {
-            if self.withdraw(key) {
-                self.finish(key, State::Coalesced, None, 0)?;
-            }
-        }
-        Ok(())
+            .execute(params![self.now.saturating_sub(millis(self.shared.window)), to_count(SWEEP)])
+            .map(drop)
     }
 
     /// Removes a job, and its delivery if it was the last one.
     pub(super) fn forget(&mut self, key: Key) -> rusqlite::Result<()> {
         let Key { delivery, recipient } = key;
-        let found: Option<(String, Option<i64>, Option<String>)> = self
-            .transaction
-            .prepare_cached(
-                "DELETE FROM job WHERE delivery = ?1 AND recipient = ?2 RETURNING state, finished, line",
-            )?
-            .query_row([delivery, recipient], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
-            .optional()?;
-        let Some((state, finished, line)) = found else { return Ok(()) };
-        self.transaction
-            .prepare_cached("DELETE FROM attempt WHERE delivery = ?1 AND recipient = ?2")?
-            .execute([delivery, recipient])?;
-        if let Some(finished) = finished
-            && state != State::Dead.name()
-            && self.is_within(finished)
-        {
+        let Some(Standing { state, line, finished }) = self.standing(key)? else { return Ok(()) };
+        for table in ["DELETE FROM job", "DELETE FROM attempt"] {
+            self.transaction
+                .prepare_cached(&format!("{table} WHERE delivery = ?1 AND recipient = ?2"))?
+                .execute([delivery, recipient])?;
+        }
+        self.count(recipient, Some(state), None);
+        if let Some(finished) = finished.filter(|time| state != State::Dead && self.is_within(*time)) {
             self.keep_id(delivery, finished)?;
         }
-        self.transaction
+        let is_gone = self
+            .transaction
             .prepare_cached(
                 "DELETE FROM delivery WHERE number = ?1 AND NOT EXISTS (SELECT 1 FROM job WHERE delivery = ?1)",
             )?
-            .execute([delivery])?;
-        if state == State::Waiting.name() {
-            self.let_go(recipient, line.as_deref())?;
+            .execute([delivery])?
+            > 0;
+        if is_gone {
+            self.transaction
+                .prepare_cached(
+                    "INSERT INTO setting (name, value) VALUES ('gone', ?1)
+                     ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+                )?
+                .execute([delivery])?;
         }
-        Ok(())
+        self.let_go(recipient, line.as_deref())
     }
 
     fn keep_id(&self, delivery: i64, finished: i64) -> rusqlite::Result<()> {

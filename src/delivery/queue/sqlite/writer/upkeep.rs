@@ -19,7 +19,7 @@ use super::{
         schema, unavailable,
     },
     Writer,
-    enqueue::OVERHEAD,
+    room::OVERHEAD,
 };
 use crate::delivery::queue::{Health, QueueError};
 
@@ -115,7 +115,7 @@ impl Writer {
         let ready = *self.shared.health.borrow() == Health::Ready;
         let told = self.ahead;
         let mut yields = false;
-        self.transaction(|work| {
+        let effects = self.transaction(|work| {
             work.sweep()?;
             yields = work.has_finished()?;
             if ahead != told {
@@ -127,6 +127,7 @@ impl Writer {
             }
             Ok(())
         })?;
+        self.ring(&effects);
         self.ahead = ahead;
         let Some(connection) = &self.connection else { return Ok(false) };
         let pages = Pages::read(connection)?;
@@ -142,6 +143,8 @@ impl Writer {
     pub(super) fn end(mut self) -> Result<(), QueueError> {
         let whole = self.check_file();
         *lock_of(&self.shared.reader) = None;
+        // Who waits for jobs finds that there is nothing to read any more.
+        lock_of(&self.shared.bells).values().for_each(|bell| bell.send_replace(()));
         if let Some(connection) = self.connection.take().filter(|_| whole.is_ok()) {
             if self.place.is_some()
                 && let Err(error) = run(&connection, "PRAGMA wal_checkpoint(TRUNCATE)")
