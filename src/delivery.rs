@@ -17,6 +17,7 @@ pub mod circuit;
 pub mod dedupe;
 pub mod destination;
 pub mod dispatch;
+pub mod format;
 pub mod parcel;
 pub mod queue;
 pub mod worker;

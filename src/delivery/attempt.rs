@@ -5,7 +5,11 @@ use std::time::{Duration, SystemTime};
 use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
-use super::{destination::Destination, parcel::Parcel};
+use super::{
+    destination::Destination,
+    format::{Format, Meaning, RenderError},
+    parcel::Parcel,
+};
 use crate::upstream::{Reply, SendError};
 
 /// What became of one try.
@@ -17,6 +21,8 @@ pub enum Outcome {
     Declined(Reply),
     /// There is no usable answer.
     Failed(SendError),
+    /// Nothing was sent: the destination's format cannot show the delivery.
+    Unrendered(RenderError),
 }
 
 /// Whether another try could end better.
@@ -43,19 +49,20 @@ impl Outcome {
         match self {
             Self::Delivered(reply) | Self::Declined(reply) => Some(reply.status.as_u16()),
             Self::Failed(error) => error.kind.status().map(|status| status.as_u16()),
+            Self::Unrendered(_) => None,
         }
     }
 
-    /// Whether another try could end better. `now` is what a date in `Retry-After` is compared with.
+    /// Whether another try in this format could end better. `now` is what a date in `Retry-After` is compared with.
     #[must_use]
-    pub fn prospect(&self, now: SystemTime) -> Prospect {
+    pub fn prospect(&self, format: Format, now: SystemTime) -> Prospect {
         match self {
             Self::Delivered(_) => Prospect::Done,
-            Self::Declined(reply) if is_transient(reply.status.as_u16()) => {
+            Self::Declined(reply) if format.judge(reply.status.as_u16()) == Meaning::Later => {
                 Prospect::Better(reply.retry_after.as_ref().and_then(|value| read_retry_after(value, now)))
             }
             Self::Failed(error) if error.kind.is_transient() => Prospect::Better(None),
-            Self::Declined(_) | Self::Failed(_) => Prospect::Same,
+            Self::Declined(_) | Self::Failed(_) | Self::Unrendered(_) => Prospect::Same,
         }
     }
 }
@@ -68,18 +75,18 @@ pub async fn attempt(
     lane: usize,
     now: Instant,
 ) -> (Outcome, Instant) {
-    let request = destination.render(parcel, number);
+    let request = match destination.render(parcel, number) {
+        Ok(request) => request,
+        Err(error) => return (Outcome::Unrendered(error), Instant::now()),
+    };
     let outcome = match destination.upstream.send(lane, &request, now).await {
-        Ok(reply) if reply.status.is_success() => Outcome::Delivered(reply),
+        Ok(reply) if destination.format.judge(reply.status.as_u16()) == Meaning::Delivered => {
+            Outcome::Delivered(reply)
+        }
         Ok(reply) => Outcome::Declined(reply),
         Err(error) => Outcome::Failed(error.of(&destination.name)),
     };
     (outcome, Instant::now())
-}
-
-/// Statuses that speak of the moment and not of the delivery.
-const fn is_transient(status: u16) -> bool {
-    matches!(status, 408 | 425 | 429 | 500..=599)
 }
 
 /// `Retry-After`: seconds, or a date in any of the forms of RFC 9110. What is neither says nothing.
@@ -113,13 +120,13 @@ mod tests {
     }
 
     #[test]
-    fn only_statuses_of_the_moment_are_worth_another_try() {
-        let worth: Vec<_> = (400..600)
-            .filter(|status| declined(*status, None).prospect(UNIX_EPOCH) == Prospect::Better(None))
-            .collect();
-        let expected: Vec<u16> = [408, 425, 429].into_iter().chain(500..600).collect();
-        assert_eq!(worth, expected);
-        assert_eq!(declined(404, Some("5")).prospect(UNIX_EPOCH), Prospect::Same);
+    fn what_speaks_of_the_moment_is_tried_again() {
+        let prospect = |outcome: Outcome| outcome.prospect(Format::Raw, UNIX_EPOCH);
+        let five = Some(Duration::from_secs(5));
+        assert_eq!(prospect(declined(503, Some("5"))), Prospect::Better(five));
+        assert_eq!(prospect(declined(503, None)), Prospect::Better(None));
+        assert_eq!(prospect(declined(404, Some("5"))), Prospect::Same);
+        assert_eq!(prospect(Outcome::Unrendered(RenderError("no name".into()))), Prospect::Same);
     }
 
     #[test]

@@ -2,10 +2,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 
-use super::{parcel::Parcel, queue::Policy};
+pub use super::format::Format;
+use super::{
+    format::{self, RenderError, put},
+    parcel::Parcel,
+    queue::Policy,
+};
 use crate::{
     net::{
         target::Target,
@@ -13,7 +17,7 @@ use crate::{
     },
     ops::metrics::ForDestination,
     upstream::{OutboundRequest, Upstream},
-    webhook::{filter::Events, headers, payload::Delivery},
+    webhook::{filter::Events, payload::Delivery},
 };
 
 /// One configured `[[webhook.destination]]`.
@@ -42,14 +46,6 @@ pub struct Settings {
 impl Settings {
     /// The timeout of a destination that sets none.
     pub const TIMEOUT: Duration = Duration::from_secs(10);
-}
-
-/// The form in which a delivery is forwarded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Format {
-    /// As it came: the verified bytes, unchanged.
-    #[default]
-    Raw,
 }
 
 /// Headers that hookgate sets itself, or that belong to one connection: no configuration may set them.
@@ -85,8 +81,9 @@ pub struct Destination {
     pub metrics: ForDestination,
     /// With a queue: how its jobs are taken out of it.
     pub policy: Policy,
+    /// The form in which it gets deliveries.
+    pub format: Format,
     events: Option<Events>,
-    format: Format,
     /// Request line and headers, as far as they are the same in every request.
     head: Vec<u8>,
 }
@@ -130,50 +127,13 @@ impl Destination {
     }
 
     /// The request of attempt number `attempt` (from 1).
-    #[must_use]
-    pub fn render(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
-        match self.format {
-            Format::Raw => self.render_raw(parcel, attempt),
-        }
-    }
-
-    /// As it came: nothing that the sender sent goes on but the verified bytes and the headers named here.
-    fn render_raw(&self, parcel: &Parcel, attempt: u32) -> OutboundRequest {
-        let bytes = parcel.body.bytes();
-        let (behind_head, body) =
-            if bytes.len() <= SHORT { (&bytes[..], Bytes::new()) } else { (&[][..], bytes.clone()) };
-        let (mut number, mut length) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let own = [
-            ("content-type", parcel.content_type.as_str().as_bytes()),
-            (headers::ID, parcel.id.as_bytes()),
-            (headers::KIND, parcel.kind.as_bytes()),
-            (headers::SIGNATURE, parcel.signature.as_bytes()),
-            ("hookgate-event", parcel.event.as_bytes()),
-            ("traceparent", parcel.traceparent.as_bytes()),
-            ("hookgate-kind-verified", if parcel.kind_verified { b"true" } else { b"false" }),
-            ("hookgate-attempt", number.format(attempt).as_bytes()),
-            ("content-length", length.format(bytes.len()).as_bytes()),
-        ];
-        // Exactly the room that it takes: allocators have small pieces at hand.
-        let room = own.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum::<usize>();
-        let mut head = Vec::with_capacity(self.head.len() + room + "\r\n".len() + behind_head.len());
-        head.extend_from_slice(&self.head);
-        for (name, value) in own {
-            put(&mut head, name, value);
-        }
-        head.extend_from_slice(b"\r\n");
-        head.extend_from_slice(behind_head);
-        OutboundRequest { head, body }
-    }
-}
-
-/// A body up to this length is copied behind its head, in bytes.
-const SHORT: usize = 8 << 10;
-
-/// Writes a header. Its value is one, so it ends no line.
-fn put(head: &mut Vec<u8>, name: &str, value: &[u8]) {
-    for part in [name.as_bytes(), b": ", value, b"\r\n"] {
-        head.extend_from_slice(part);
+    ///
+    /// # Errors
+    ///
+    /// [`RenderError`] if its format cannot show the delivery.
+    pub fn render(&self, parcel: &Parcel, attempt: u32) -> Result<OutboundRequest, RenderError> {
+        let rendered = self.format.render(parcel)?;
+        Ok(format::write(&self.head, rendered, parcel, attempt))
     }
 }
 

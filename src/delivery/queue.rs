@@ -154,13 +154,15 @@ pub enum Death {
     Attempts,
     /// `max_age`.
     Age,
+    /// The destination's format cannot show it.
+    Render,
     /// What the store has of it cannot be read.
     Damaged,
 }
 
 impl Death {
     /// Every reason.
-    pub const ALL: [Self; 4] = [Self::Refused, Self::Attempts, Self::Age, Self::Damaged];
+    pub const ALL: [Self; 5] = [Self::Refused, Self::Attempts, Self::Age, Self::Render, Self::Damaged];
 
     /// Its name in the store and for users.
     #[must_use]
@@ -169,6 +171,7 @@ impl Death {
             Self::Refused => "refused",
             Self::Attempts => "max_attempts",
             Self::Age => "max_age",
+            Self::Render => "render_error",
             Self::Damaged => "damaged",
         }
     }

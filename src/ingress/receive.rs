@@ -304,7 +304,7 @@ impl Gate {
             .dispatch
             .dispatch(&webhook.name, &delivery, &webhook.destinations, parcel, share, self.lane)
             .await;
-        if let Dispatched::Tried(attempt::Outcome::Declined(_) | attempt::Outcome::Failed(_)) = &dispatched {
+        if matches!(&dispatched, Dispatched::Tried(outcome) if !outcome.is_delivered()) {
             trail.destination = webhook.destinations.first().map(|destination| destination.name.as_str());
         }
         match dispatched {
@@ -326,6 +326,9 @@ impl Gate {
                 },
                 reason: Reason::Upstream(error),
             }),
+            Dispatched::Tried(attempt::Outcome::Unrendered(error)) => {
+                Err(Refusal { rejection: Rejection::UpstreamBadAnswer, reason: Reason::Render(error) })
+            }
             Dispatched::Queued => Ok(Answer::done(Outcome::Queued)),
             Dispatched::NotQueued(error) => {
                 Err(Refusal { rejection: Rejection::QueueUnavailable, reason: Reason::Queue(error) })

@@ -13,7 +13,7 @@ use hyper::{
 };
 
 use crate::{
-    delivery::queue::QueueError,
+    delivery::{format::RenderError, queue::QueueError},
     upstream::{Reply, SendError},
     webhook::payload::{Mismatch, PayloadError},
 };
@@ -299,6 +299,8 @@ pub enum Reason {
     Mismatch(Mismatch),
     /// The upstream gave no answer.
     Upstream(SendError),
+    /// The destination's format cannot show it.
+    Render(RenderError),
     /// The queue did not take it.
     Queue(QueueError),
 }
@@ -312,6 +314,7 @@ impl Reason {
             Self::Payload(error) => error.to_string().into(),
             Self::Mismatch(mismatch) => mismatch.to_string().into(),
             Self::Upstream(error) => error.to_string().into(),
+            Self::Render(error) => error.to_string().into(),
             Self::Queue(error) => error.to_string().into(),
         }
     }

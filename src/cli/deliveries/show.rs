@@ -262,6 +262,7 @@ const fn meaning(death: Death) -> &'static str {
         Death::Refused => "the service's answer says that trying again will not help",
         Death::Attempts => "`queue.max_attempts` attempts were made",
         Death::Age => "it became older than `queue.max_age`",
+        Death::Render => "the destination's format cannot show it",
         Death::Damaged => "its stored data cannot be read",
     }
 }

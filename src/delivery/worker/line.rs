@@ -24,6 +24,7 @@ use crate::{
         attempt::{Outcome, Prospect, attempt},
         circuit::{Circuit, Flow, Sign},
         destination::Destination,
+        format::Format,
         queue::{Attempt, Death, Job, Lease, MAX_ANSWER, Policy, QueueError, Recipient, Verdict},
     },
     ops::{log::milliseconds, metrics::AttemptResult},
@@ -181,11 +182,12 @@ impl Line {
     }
 
     /// What becomes of a job that was so old after an attempt.
-    fn judge(&self, job: &Job, age: Duration, outcome: &Outcome) -> Verdict {
+    fn judge(&self, format: Format, job: &Job, age: Duration, outcome: &Outcome) -> Verdict {
         let Settings { max_attempts, max_age, backoff, .. } = self.worker.settings;
         let attempts = job.attempts.saturating_add(1);
-        match outcome.prospect(SystemTime::now()) {
+        match outcome.prospect(format, SystemTime::now()) {
             Prospect::Done => Verdict::Delivered,
+            Prospect::Same if matches!(outcome, Outcome::Unrendered(_)) => Verdict::Dead(Death::Render),
             Prospect::Same => Verdict::Dead(Death::Refused),
             Prospect::Better(_) if max_attempts.is_some_and(|max| attempts >= max) => {
                 Verdict::Dead(Death::Attempts)
@@ -270,11 +272,13 @@ impl Telling {
         let (outcome, ended) = attempt(&destination, &job.parcel, number, line.worker.lane, began).await;
         let duration = ended.duration_since(began);
         step!("attempted");
-        let verdict = line.judge(job, age + duration, &outcome);
+        let verdict = line.judge(destination.format, job, age + duration, &outcome);
         let (result, sign) = match verdict {
             Verdict::Delivered => (AttemptResult::Delivered, Sign::Alive),
             Verdict::Retry(_) => (AttemptResult::Retry, Sign::Failing),
             Verdict::Dead(Death::Refused) => (AttemptResult::Dead, Sign::Alive),
+            // Nobody was asked.
+            Verdict::Dead(Death::Render) => (AttemptResult::Dead, Sign::None),
             Verdict::Dead(Death::Attempts | Death::Age | Death::Damaged) => {
                 (AttemptResult::Dead, Sign::Failing)
             }
@@ -316,6 +320,7 @@ fn record(number: u32, at: SystemTime, duration: Duration, outcome: Outcome) -> 
     let (error, answer) = match outcome {
         Outcome::Delivered(reply) | Outcome::Declined(reply) => (None, reply.body),
         Outcome::Failed(error) => (Some(error.to_string()), Bytes::new()),
+        Outcome::Unrendered(error) => (Some(error.to_string()), Bytes::new()),
     };
     // A slice would keep the whole answer.
     let answer = Bytes::copy_from_slice(answer.get(..MAX_ANSWER).unwrap_or(&answer));

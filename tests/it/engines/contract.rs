@@ -36,6 +36,7 @@ macro_rules! hold {
             a_dropped_lease_comes_back,
             nobody_else_gets_a_leased_job,
             attempts_are_recorded,
+            every_reason_of_a_death_is_kept,
             answers_are_cut,
             a_wait_that_is_given_up_loses_nothing,
             a_dead_letter_is_redelivered,
@@ -382,6 +383,17 @@ pub(super) async fn attempts_are_recorded(engine: &dyn Engine) {
     assert_eq!(shown.record.attempts, 3);
     assert!(queue.show(&JobId("nothing".to_owned())).await.unwrap().is_none());
     assert!(queue.show(&JobId("999999.app".to_owned())).await.unwrap().is_none());
+}
+
+pub(super) async fn every_reason_of_a_death_is_kept(engine: &dyn Engine) {
+    let queue = opened(engine).await;
+    for death in Death::ALL {
+        enqueue(&*queue, delivery(death.name())).await;
+        let lease = lease(&*queue, "app").await;
+        let id = lease.job().id.clone();
+        lease.dead_letter(death, None).await.unwrap();
+        assert_eq!(details(&*queue, &id).await.record.death, Some(death));
+    }
 }
 
 pub(super) async fn answers_are_cut(engine: &dyn Engine) {
