@@ -40,7 +40,6 @@ macro_rules! listed {
 
             /// A number below [`Self::COUNT`], for tables.
             #[must_use]
-            #[expect(clippy::as_conversions, reason = "variants without a value are numbered from 0")]
             $seen const fn index(self) -> usize {
                 enum Plain { $($variant,)+ }
                 match self {
