@@ -72,6 +72,9 @@
 //! | trail | what is known of a request so far, for its line in the log |
 //! | verdict | how an attempt ends a lease: done, again later, or dead; in [`webhook::filter`], whether a delivery is wanted |
 
+#[macro_use]
+mod variants;
+
 pub mod app;
 pub mod cli;
 pub mod config;

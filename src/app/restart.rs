@@ -31,7 +31,7 @@ impl UntilRestart {
             server: config.server.clone(),
             tls: config.tls.is_some(),
             ops: config.ops.clone(),
-            dedupe: config.dedupe.clone(),
+            dedupe: config.dedupe,
             queue: config.queue.clone(),
             format: config.log.format,
         }

@@ -112,26 +112,32 @@ fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
     let default = server::Settings::default();
     let before = table.context.mistakes();
     let timeout = |item: &Item<'_>| item.duration(SHORTEST..=LONGEST);
+    // In this order a report lists the keys that there are.
+    let listen = table.read("listen", default.listen, listen);
+    let listen_mode = table.read("listen_mode", default.listen_mode, listen_mode);
+    let trusted_proxies = table.read("trusted_proxies", default.trusted_proxies, networks);
+    let max_body = table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY));
+    let connections = default.connections;
+    let max_header = table.read("max_header", connections.max_header, |item| item.size(1 << 10..=1 << 20));
+    let max_connections =
+        table.read("max_connections", connections.max_connections, |item| item.count(1..=1_000_000));
+    let max_inflight_bytes = table.read("max_inflight_bytes", default.max_inflight_bytes, |item| {
+        item.size(1..=MAX_INFLIGHT.min(1 << 40))
+    });
+    let header_timeout = table.read("header_timeout", connections.header_timeout, timeout);
+    let body_timeout = table.read("body_timeout", default.body_timeout, timeout);
+    let idle_timeout = table.read("idle_timeout", connections.idle_timeout, timeout);
+    let drain_timeout =
+        table.read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST));
     let settings = server::Settings {
-        listen: table.read("listen", default.listen, listen),
-        listen_mode: table.read("listen_mode", default.listen_mode, listen_mode),
-        trusted_proxies: table.read("trusted_proxies", default.trusted_proxies, networks),
-        max_body: table.read("max_body", default.max_body, |item| item.size(1..=MAX_BODY)),
-        connections: ConnectionLimits {
-            max_header: table
-                .read("max_header", default.connections.max_header, |item| item.size(1 << 10..=1 << 20)),
-            max_connections: table.read("max_connections", default.connections.max_connections, |item| {
-                item.count(1..=1_000_000)
-            }),
-            header_timeout: table.read("header_timeout", default.connections.header_timeout, timeout),
-            idle_timeout: table.read("idle_timeout", default.connections.idle_timeout, timeout),
-        },
-        max_inflight_bytes: table.read("max_inflight_bytes", default.max_inflight_bytes, |item| {
-            item.size(1..=MAX_INFLIGHT.min(1 << 40))
-        }),
-        body_timeout: table.read("body_timeout", default.body_timeout, timeout),
-        drain_timeout: table
-            .read("drain_timeout", default.drain_timeout, |item| item.duration(Duration::ZERO..=LONGEST)),
+        listen,
+        listen_mode,
+        trusted_proxies,
+        connections: ConnectionLimits { max_header, max_connections, header_timeout, idle_timeout },
+        max_body,
+        max_inflight_bytes,
+        body_timeout,
+        drain_timeout,
     };
     if table.context.mistakes() == before && settings.max_inflight_bytes < settings.max_body {
         let text = "is below `max_body`, so that the longest body could never be accepted: raise it, or lower `max_body`";

@@ -212,7 +212,7 @@ fn webhook(mut table: Table<'_>, name: Option<String>, around: &Around) -> Optio
             "write secret = { file = \"…\" } or { env = \"NAME\" }; unverified deliveries are never accepted",
         )
         .and_then(secrets);
-    let scope = table.take("scope").map(|item| item.word(&Scope::ALL));
+    let scope = table.take("scope").map(|item| item.word(&Scope::ALL.map(|scope| (scope.name(), scope))));
     let events = table
         .require("events", "write events = [\"environments\"], or [\"*\"] for every event")
         // With a wrong scope nothing can be said about what it sends.

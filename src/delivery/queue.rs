@@ -145,25 +145,24 @@ pub enum Verdict {
     Dead(Death),
 }
 
-/// Why a job is among the dead letters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Death {
-    /// The upstream's answer says that trying again will not help.
-    Refused,
-    /// `max_attempts`.
-    Attempts,
-    /// `max_age`.
-    Age,
-    /// The destination's format cannot show it.
-    Render,
-    /// What the store has of it cannot be read.
-    Damaged,
+listed! {
+    /// Why a job is among the dead letters.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Death {
+        /// The upstream's answer says that trying again will not help.
+        Refused,
+        /// `max_attempts`.
+        Attempts,
+        /// `max_age`.
+        Age,
+        /// The destination's format cannot show it.
+        Render,
+        /// What the store has of it cannot be read.
+        Damaged,
+    }
 }
 
 impl Death {
-    /// Every reason.
-    pub const ALL: [Self; 5] = [Self::Refused, Self::Attempts, Self::Age, Self::Render, Self::Damaged];
-
     /// Its name in the store and for users.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -177,23 +176,22 @@ impl Death {
     }
 }
 
-/// Where a job stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum State {
-    /// It waits for its first or its next attempt, or an attempt is under way.
-    Waiting,
-    /// The upstream accepted it.
-    Delivered,
-    /// It was given up.
-    Dead,
-    /// A newer one went in its place.
-    Coalesced,
+listed! {
+    /// Where a job stands.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub enum State {
+        /// It waits for its first or its next attempt, or an attempt is under way.
+        Waiting,
+        /// The upstream accepted it.
+        Delivered,
+        /// It was given up.
+        Dead,
+        /// A newer one went in its place.
+        Coalesced,
+    }
 }
 
 impl State {
-    /// Every state.
-    pub const ALL: [Self; 4] = [Self::Waiting, Self::Delivered, Self::Dead, Self::Coalesced];
-
     /// Its name in the store and for users.
     #[must_use]
     pub const fn name(self) -> &'static str {

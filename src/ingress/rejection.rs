@@ -24,47 +24,26 @@ pub const OUTCOME: HeaderName = HeaderName::from_static("hookgate-outcome");
 /// Seconds after which a sender may try again when we could not serve it.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// How a request ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// The upstream answered.
-    Forwarded,
-    /// It is in the queue.
-    Queued,
-    /// Genuine, but not wanted.
-    Filtered,
-    /// Delivered before.
-    Duplicate,
-    /// A ping, answered here.
-    Pong,
-    /// Refused, or not forwarded.
-    Refused(Rejection),
+listed! {
+    /// How a request ended.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Outcome {
+        /// The upstream answered.
+        Forwarded,
+        /// It is in the queue.
+        Queued,
+        /// Genuine, but not wanted.
+        Filtered,
+        /// Delivered before.
+        Duplicate,
+        /// A ping, answered here.
+        Pong;
+        /// Refused, or not forwarded.
+        Refused(Rejection),
+    }
 }
 
 impl Outcome {
-    /// How many there are.
-    pub const COUNT: usize = 5 + Rejection::ALL.len();
-
-    /// Every outcome, in the order of [`Outcome::index`].
-    pub fn all() -> impl Iterator<Item = Self> {
-        [Self::Forwarded, Self::Queued, Self::Filtered, Self::Duplicate, Self::Pong]
-            .into_iter()
-            .chain(Rejection::ALL.into_iter().map(Self::Refused))
-    }
-
-    /// A number below [`Outcome::COUNT`], for tables.
-    #[must_use]
-    pub fn index(self) -> usize {
-        match self {
-            Self::Forwarded => 0,
-            Self::Queued => 1,
-            Self::Filtered => 2,
-            Self::Duplicate => 3,
-            Self::Pong => 4,
-            Self::Refused(rejection) => 5 + rejection.index(),
-        }
-    }
-
     /// The label in header, log and metrics.
     #[must_use]
     pub const fn label(self) -> &'static str {
@@ -79,79 +58,56 @@ impl Outcome {
     }
 }
 
-/// Why a request is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejection {
-    /// The path is not configured.
-    NotFound,
-    /// Not `POST`.
-    MethodNotAllowed,
-    /// Framing that can be read in two ways, or a body that breaks off.
-    BadRequest,
-    /// Not JSON, or encoded.
-    UnsupportedMediaType,
-    /// No signature.
-    MissingSignature,
-    /// A malformed or wrong signature.
-    BadSignature,
-    /// The body is longer than allowed.
-    TooLarge,
-    /// Too many bytes are being held.
-    Overloaded,
-    /// The body was not complete in time.
-    Timeout,
-    /// ID or kind is absent.
-    MissingHeader,
-    /// ID or kind is malformed, or one of the three headers is repeated.
-    BadHeader,
-    /// Not one JSON object in UTF-8.
-    BadPayload,
-    /// The payload does not fit the kind.
-    KindMismatch,
-    /// Another organization than the pinned one.
-    WrongOrganization,
-    /// A recent delivery had this ID and another body.
-    IdConflict,
-    /// hookgate sent it itself.
-    LoopDetected,
-    /// No connection to the upstream.
-    UpstreamUnreachable,
-    /// The upstream gave no usable answer.
-    UpstreamBadAnswer,
-    /// The upstream did not answer in time.
-    UpstreamTimeout,
-    /// The queue did not take it.
-    QueueUnavailable,
-    /// The service is ending, and this request was not done by then.
-    Draining,
+listed! {
+    /// Why a request is refused.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Rejection {
+        /// The path is not configured.
+        NotFound,
+        /// Not `POST`.
+        MethodNotAllowed,
+        /// Framing that can be read in two ways, or a body that breaks off.
+        BadRequest,
+        /// Not JSON, or encoded.
+        UnsupportedMediaType,
+        /// No signature.
+        MissingSignature,
+        /// A malformed or wrong signature.
+        BadSignature,
+        /// The body is longer than allowed.
+        TooLarge,
+        /// Too many bytes are being held.
+        Overloaded,
+        /// The body was not complete in time.
+        Timeout,
+        /// ID or kind is absent.
+        MissingHeader,
+        /// ID or kind is malformed, or one of the three headers is repeated.
+        BadHeader,
+        /// Not one JSON object in UTF-8.
+        BadPayload,
+        /// The payload does not fit the kind.
+        KindMismatch,
+        /// Another organization than the pinned one.
+        WrongOrganization,
+        /// A recent delivery had this ID and another body.
+        IdConflict,
+        /// hookgate sent it itself.
+        LoopDetected,
+        /// No connection to the upstream.
+        UpstreamUnreachable,
+        /// The upstream gave no usable answer.
+        UpstreamBadAnswer,
+        /// The upstream did not answer in time.
+        UpstreamTimeout,
+        /// The queue did not take it.
+        QueueUnavailable,
+        /// The service is ending, and this request was not done by then.
+        Draining,
+    }
 }
 
 impl Rejection {
-    /// Every rejection.
-    pub const ALL: [Self; 21] = [
-        Self::NotFound,
-        Self::MethodNotAllowed,
-        Self::BadRequest,
-        Self::UnsupportedMediaType,
-        Self::MissingSignature,
-        Self::BadSignature,
-        Self::TooLarge,
-        Self::Overloaded,
-        Self::Timeout,
-        Self::MissingHeader,
-        Self::BadHeader,
-        Self::BadPayload,
-        Self::KindMismatch,
-        Self::WrongOrganization,
-        Self::IdConflict,
-        Self::LoopDetected,
-        Self::UpstreamUnreachable,
-        Self::UpstreamBadAnswer,
-        Self::UpstreamTimeout,
-        Self::QueueUnavailable,
-        Self::Draining,
-    ];
-
     /// Status, label and outward sentence, for each.
     const fn parts(self) -> (StatusCode, &'static str, &'static str) {
         /// One text for both: the sender knows whether it sent a signature, and nobody needs to know what was wrong with it.
@@ -241,11 +197,6 @@ impl Rejection {
     #[must_use]
     pub const fn is_of_the_signature(self) -> bool {
         matches!(self, Self::MissingSignature | Self::BadSignature)
-    }
-
-    /// Its place in [`Rejection::ALL`].
-    fn index(self) -> usize {
-        Self::ALL.iter().position(|rejection| *rejection == self).unwrap_or_default()
     }
 
     /// `application/problem+json` (RFC 9457).

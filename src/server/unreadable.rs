@@ -5,40 +5,31 @@
 
 use std::borrow::Cow;
 
-/// What it looked like.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Unreadable {
-    /// A TLS handshake that failed, or TLS where plain HTTP is spoken.
-    Tls,
-    /// The PROXY protocol.
-    ProxyProtocol,
-    /// HTTP/2 from the first byte on.
-    Http2,
-    /// A head longer than `max_header`.
-    TooLarge,
-    /// More than `MAX_HEADERS`.
-    TooManyHeaders,
-    /// Something else that is not HTTP/1.
-    Syntax,
-    /// A head, or a handshake, that was not complete in time.
-    Timeout,
+listed! {
+    /// What it looked like.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Unreadable {
+        /// A TLS handshake that failed, or TLS where plain HTTP is spoken.
+        Tls,
+        /// The PROXY protocol.
+        ProxyProtocol,
+        /// HTTP/2 from the first byte on.
+        Http2,
+        /// A head longer than `max_header`.
+        TooLarge,
+        /// More than `MAX_HEADERS`.
+        TooManyHeaders,
+        /// Something else that is not HTTP/1.
+        Syntax,
+        /// A head, or a handshake, that was not complete in time.
+        Timeout,
+    }
 }
 
 /// How many headers a request may have: hyper's own limit.
 pub(super) const MAX_HEADERS: u32 = 100;
 
 impl Unreadable {
-    /// All of them.
-    pub const ALL: [Self; 7] = [
-        Self::Tls,
-        Self::ProxyProtocol,
-        Self::Http2,
-        Self::TooLarge,
-        Self::TooManyHeaders,
-        Self::Syntax,
-        Self::Timeout,
-    ];
-
     /// The label in metrics and log.
     #[must_use]
     pub const fn label(self) -> &'static str {

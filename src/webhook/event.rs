@@ -17,22 +17,20 @@ mod sample;
 
 use std::fmt;
 
-/// What a webhook is attached to in Pulumi. It decides which events the webhook can send.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// An organization.
-    Organization,
-    /// One ESC environment.
-    Environment,
-    /// One stack.
-    Stack,
+listed! {
+    /// What a webhook is attached to in Pulumi. It decides which events the webhook can send.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Scope {
+        /// An organization.
+        Organization,
+        /// One ESC environment.
+        Environment,
+        /// One stack.
+        Stack,
+    }
 }
 
 impl Scope {
-    /// Every scope, with the name that configuration uses.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("organization", Self::Organization), ("environment", Self::Environment), ("stack", Self::Stack)];
-
     /// The name that configuration uses.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -44,26 +42,24 @@ impl Scope {
     }
 }
 
-/// A named set of events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    /// The five documented ESC kinds. Whether Pulumi counts rotation among them is not published.
-    Environments,
-    /// The change request filters; their kinds are not published.
-    ChangeRequests,
-    /// Stacks and their updates and previews.
-    Stacks,
-    /// Deployments and drift.
-    Deployments,
-    /// Policy violations.
-    Policies,
+listed! {
+    /// A named set of events.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Group {
+        /// The five documented ESC kinds. Whether Pulumi counts rotation among them is not published.
+        Environments,
+        /// The change request filters; their kinds are not published.
+        ChangeRequests,
+        /// Stacks and their updates and previews.
+        Stacks,
+        /// Deployments and drift.
+        Deployments,
+        /// Policy violations.
+        Policies,
+    }
 }
 
 impl Group {
-    /// Every group.
-    pub const ALL: [Self; 5] =
-        [Self::Environments, Self::ChangeRequests, Self::Stacks, Self::Deployments, Self::Policies];
-
     /// The name that Pulumi and the configuration use.
     #[must_use]
     pub const fn name(self) -> &'static str {

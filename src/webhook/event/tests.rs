@@ -127,9 +127,6 @@ fn every_member_of_a_kind_but_the_project_marks_kinds() {
 
 #[test]
 fn scopes_are_those_of_the_reference() {
-    for (name, scope) in Scope::ALL {
-        assert_eq!(scope.name(), name);
-    }
     for event in EVENTS {
         assert!(event.sent_by(Scope::Organization), "{}", event.name);
         let expected = match event.group {
@@ -142,7 +139,7 @@ fn scopes_are_those_of_the_reference() {
         let others = [Scope::Environment, Scope::Stack].into_iter().filter(|scope| event.sent_by(*scope));
         assert_eq!(others.collect::<Vec<_>>(), expected.filter(|_| !whole).into_iter().collect::<Vec<_>>());
     }
-    assert!(Scope::ALL.iter().all(|(_, scope)| Kind::find(PING).unwrap().sent_by(*scope)));
+    assert!(Scope::ALL.iter().all(|scope| Kind::find(PING).unwrap().sent_by(*scope)));
     assert!(!Kind::find("environment").unwrap().sent_by(Scope::Environment));
     assert!(Kind::find("environment_revision").unwrap().sent_by(Scope::Environment));
 }

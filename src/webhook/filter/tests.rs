@@ -286,7 +286,7 @@ fn a_scope_narrows_groups_and_kinds_to_what_it_sends() {
 #[test]
 fn what_a_scope_never_sends_is_an_error_that_says_who_does() {
     for event in EVENTS {
-        for (_, scope) in Scope::ALL {
+        for scope in Scope::ALL {
             let added = Events::default().add(event.name, Some(scope));
             assert_eq!(added.is_ok(), event.sent_by(scope), "{} {scope:?}", event.name);
         }
