@@ -1,5 +1,6 @@
-//! Finds out which commit is built, for the log's first line and `hookgate_build_info`: `HOOKGATE_COMMIT` of the
-//! environment, else git's or the package's own record, else none, which `ops::COMMIT` calls unknown.
+//! Finds out which commit is built, for the log's first line, `hookgate_build_info` and `--version`: `HOOKGATE_COMMIT` of
+//! the environment, else git's or the package's own record, else none, which `ops::COMMIT` calls unknown. With git also
+//! the day of the commit, for `--version`: two builds of one commit are the same.
 //!
 //! Builds for development ask nobody: they would be made anew after each commit.
 
@@ -14,7 +15,13 @@ fn main() {
     let release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
     let commit = given.or_else(|| release.then(|| of_git().or_else(of_package)).flatten());
     if let Some(commit) = commit.filter(|commit| commit.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        let day = Path::new(".git")
+            .exists()
+            .then(|| git(&["show", "--no-patch", "--format=%cs", &commit]))
+            .flatten();
+        let about = day.map_or_else(|| commit.clone(), |day| format!("{commit} {day}"));
         println!("cargo::rustc-env=HOOKGATE_COMMIT={commit}");
+        println!("cargo::rustc-env=HOOKGATE_VERSION={} ({about})", env!("CARGO_PKG_VERSION"));
     }
 }
 

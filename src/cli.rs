@@ -6,10 +6,13 @@
 
 mod ask;
 mod check;
+mod completions;
 mod deliveries;
 mod demo;
 mod healthcheck;
+mod init;
 mod input;
+mod man;
 mod output;
 mod run;
 mod send;
@@ -32,15 +35,25 @@ signed, only of the events you want, and hands them on byte for byte.";
 const EXAMPLES: &str = "\
 Start here:
   hookgate demo                           see the whole path on this machine
+  hookgate init > hookgate.toml           a configuration to start from
   hookgate check --config hookgate.toml   what a configuration means
   hookgate run --config hookgate.toml     the service
 
 Exit status: 0 done, 1 failed, 2 wrong usage or configuration.";
 
+/// The version, and where it is known the commit with its day.
+const VERSION: &str = match option_env!("HOOKGATE_VERSION") {
+    Some(version) => version,
+    None => env!("CARGO_PKG_VERSION"),
+};
+
 /// The verifying sidecar for Pulumi webhooks.
 #[derive(Debug, Parser)]
-#[command(name = "hookgate", version, long_about = ABOUT, after_help = EXAMPLES)]
+#[command(name = "hookgate", version = VERSION, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Cli {
+    // Commands that read it have an argument of the same name, which explains it; so it may stand before them, too.
+    #[arg(short, long, value_name = "FILE", global = true, hide = true)]
+    config: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,6 +62,8 @@ pub struct Cli {
 enum Command {
     /// Run the service
     Run(run::Args),
+    /// Print a commented configuration to start from
+    Init(init::Args),
     /// Say what a configuration means, or what is wrong with it
     Check(check::Args),
     /// Show the whole path on this machine, with sample deliveries and forgeries
@@ -63,6 +78,36 @@ enum Command {
     Healthcheck(healthcheck::Args),
     /// Look into the queue: list, show, redeliver and purge deliveries
     Deliveries(deliveries::Args),
+    /// Print a script that completes hookgate's commands and arguments in a shell
+    Completions(completions::Args),
+    /// Print the version
+    #[command(hide = true)]
+    Version(NoArgs),
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man(man::Args),
+}
+
+/// Those of `version`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  hookgate version")]
+struct NoArgs {}
+
+impl Command {
+    /// Whether it reads a configuration. `--config` before it is a mistake otherwise.
+    const fn reads_configuration(&self) -> bool {
+        match self {
+            Self::Run(_) | Self::Check(_) | Self::Healthcheck(_) | Self::Deliveries(_) => true,
+            Self::Init(_)
+            | Self::Demo(_)
+            | Self::Send(_)
+            | Self::Sign(_)
+            | Self::Verify(_)
+            | Self::Completions(_)
+            | Self::Version(_)
+            | Self::Man(_) => false,
+        }
+    }
 }
 
 /// How a command that could do its work ended.
@@ -93,6 +138,13 @@ enum Failure {
 pub fn run(cli: Cli) -> ExitCode {
     let mut out = Out::new(io::stdout());
     let ended = match cli.command {
+        command if cli.config.is_some() && !command.reads_configuration() => {
+            Err(Failure::Usage("this command reads no configuration: remove --config".into()))
+        }
+        Command::Init(_) => init::run(&mut out),
+        Command::Completions(args) => completions::run(&args, &mut out),
+        Command::Man(args) => man::run(&args),
+        Command::Version(_) => writeln!(out, "hookgate {VERSION}").map(|()| Ended::Well),
         Command::Run(args) => run::run(&args, &mut out),
         Command::Check(args) => check::run(&args, &mut out),
         Command::Demo(args) => demo::run(&args, &mut out),
@@ -145,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_command_explains_itself_with_an_example() {
-        assert_eq!(explained("hookgate", &Cli::command()), 8 + 4);
+        assert_eq!(explained("hookgate", &Cli::command()), 12 + 4);
     }
 
     /// How many commands there are below this one. Each must explain itself.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches, builder::UnknownArgumentValueParser};
 use zeroize::Zeroizing;
 
 use super::Failure;
@@ -33,7 +33,7 @@ const STDIN: &str = "-";
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
     /// The configuration file [default: $HOOKGATE_CONFIG, else /etc/hookgate/hookgate.toml]
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -42,6 +42,23 @@ impl ConfigArgs {
     pub(super) fn path(&self) -> PathBuf {
         config::find(self.config.clone())
     }
+}
+
+/// `--secret`, which many try first. It is refused without repeating what was given, and without a hint to
+/// `--secret-env`, which would lead people to write the secret where the name of a variable belongs.
+#[derive(Debug, Args)]
+pub(super) struct NoSecret {
+    /// Not accepted: secrets are never arguments, which every process on a machine can read
+    #[arg(
+        long = "secret",
+        hide = true,
+        action = ArgAction::SetTrue,
+        value_parser = UnknownArgumentValueParser::suggest_arg("--secret-file").and_suggest(
+            "a secret is never an argument, which every process on this machine can read: put it into a file"
+        ),
+    )]
+    // Its default is a text.
+    _secret: Option<String>,
 }
 
 /// The one secret of a command.

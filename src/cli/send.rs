@@ -19,7 +19,7 @@ use super::{
     Ended, Failure,
     ask::ask,
     block_on,
-    input::{self, Source},
+    input::{self, NoSecret, Source},
     output::{Out, printable},
 };
 use crate::{
@@ -69,6 +69,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "secret_env")]
     #[arg(required_unless_present_any = ["secret_env", "unsigned"])]
     secret_file: Option<PathBuf>,
+    #[command(flatten)]
+    _no_secret: NoSecret,
     /// The environment variable that holds the webhook's secret
     #[arg(long, value_name = "NAME")]
     secret_env: Option<String>,

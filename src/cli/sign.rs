@@ -4,7 +4,7 @@ use std::{io::Write, path::PathBuf};
 
 use super::{
     Ended, Failure,
-    input::{self, SecretArgs},
+    input::{self, NoSecret, SecretArgs},
     output::Out,
 };
 use crate::webhook::signature;
@@ -24,6 +24,8 @@ of the secret's file does not belong to the secret.";
 pub(super) struct Args {
     #[command(flatten)]
     secret: SecretArgs,
+    #[command(flatten)]
+    _no_secret: NoSecret,
     /// The body [default: standard input]
     file: Option<PathBuf>,
 }

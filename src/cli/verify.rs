@@ -15,7 +15,7 @@ use bytes::Bytes;
 use self::explain::Candidate;
 use super::{
     Ended, Failure,
-    input::{self, SecretSet},
+    input::{self, NoSecret, SecretSet},
     output::Out,
 };
 use crate::webhook::signature::{Key, Signature, Verifier};
@@ -36,6 +36,8 @@ tries the others too. Exit status: 0 valid, 1 not valid, 2 wrong usage.";
 pub(super) struct Args {
     #[command(flatten)]
     secrets: SecretSet,
+    #[command(flatten)]
+    _no_secret: NoSecret,
     /// The signature that came with the body
     #[arg(long, value_name = "HEX", allow_hyphen_values = true)]
     signature: String,

@@ -1,8 +1,9 @@
 //! The command line: exit statuses and key words; the exact wording is nobody's contract.
 
 use std::{
+    fs,
     net::TcpListener,
-    process::{Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use crate::support::{
@@ -520,6 +521,82 @@ fn help_and_version_exit_0() {
     let version = run(&["--version"], b"");
     assert_exit(&version, 0);
     assert!(stdout(&version).contains(env!("CARGO_PKG_VERSION")));
+}
+
+/// People put it before the command as often as behind it.
+#[test]
+fn the_configuration_may_be_named_anywhere() {
+    let missing = "/nonexistent/hookgate.toml";
+    for arguments in [
+        &["check", "--config", missing][..],
+        &["check", "-c", missing],
+        &["-c", missing, "check"],
+        &["--config", missing, "run"],
+        &["-c", missing, "deliveries", "list"],
+        &["deliveries", "-c", missing, "list"],
+    ] {
+        let output = run(arguments, b"");
+        assert_exit(&output, 2);
+        assert!(stderr(&output).contains(&format!("{missing}: ")), "{arguments:?}: {}", stderr(&output));
+    }
+    let output = run(&["-c", missing, "demo"], b"");
+    assert_exit(&output, 2);
+    assert!(stderr(&output).contains("remove --config"), "{}", stderr(&output));
+}
+
+#[test]
+fn what_is_not_there_is_answered_with_a_tip_that_helps() {
+    assert!(stdout(&run(&["version"], b"")).contains(env!("CARGO_PKG_VERSION")));
+    for arguments in [
+        &["sign", "--secret", "hunter2hunter2hunter2"][..],
+        &["sign", "--secret"],
+        &["verify", "--secret", "hunter2hunter2hunter2", "--signature", "00"],
+        &["send", "--event", "ping", "--url", "http://127.0.0.1:1/", "--secret", "hunter2hunter2hunter2"],
+    ] {
+        let output = run(arguments, b"");
+        assert_exit(&output, 2);
+        let said = stderr(&output);
+        assert!(
+            said.contains("--secret-file") && said.contains("never an argument"),
+            "{arguments:?}: {said}"
+        );
+        assert!(!said.contains("tip: a similar argument exists: '--secret-env'"), "{arguments:?}: {said}");
+        assert!(!said.contains("hunter2"), "{arguments:?}: {said}");
+    }
+}
+
+/// What `init` prints, with the optional lines too, is a good configuration.
+#[test]
+fn a_configuration_to_start_from_is_good() {
+    let (dir, secret) = secret_file();
+    let start = stdout(&run(&["init"], b""));
+    let start = start.replace("/run/secrets/pulumi-webhook", &secret);
+    let with_options: String = start
+        .split('\n')
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+        .fold(String::new(), |text, line| text + line + "\n");
+    assert_ne!(start.trim(), with_options.trim());
+    for text in [start, with_options] {
+        let path = dir.path().join("hookgate.toml");
+        fs::write(&path, text).unwrap();
+        assert_exit(&run(&["check", path.to_str().unwrap()], b""), 0);
+    }
+}
+
+#[test]
+fn shells_complete_and_man_has_a_page_for_each_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = stdout(&run(&["completions", shell], b""));
+        assert!(script.contains("deliveries") && script.contains("secret-file"), "{shell}: {script}");
+    }
+    let (dir, _) = secret_file();
+    let script = dir.write("completions", stdout(&run(&["completions", "bash"], b"")));
+    let checked = Command::new("bash").arg("-n").arg(script).output().unwrap();
+    assert!(checked.status.success(), "{checked:?}");
+    assert_exit(&run(&["man", dir.path().to_str().unwrap()], b""), 0);
+    for page in ["hookgate.1", "hookgate-run.1", "hookgate-deliveries-list.1"] {
+        assert!(fs::read_to_string(dir.path().join(page)).unwrap().contains(".TH"), "{page}");
+    }
 }
 
 /// A reader that leaves early, as `head` does, does not cause a panic.
