@@ -8,8 +8,7 @@
 //! the dead letters, whatever happens to the process. A lease is not committed: dropped, or lost with its process, its job
 //! is delivered again. So a delivery may arrive twice; it is never lost.
 //!
-//! The queue knows neither HTTP nor the configuration, and decides nothing about upstreams: when to retry and when to give
-//! up is said by the worker.
+//! The queue knows neither HTTP nor the configuration. The worker decides when to retry and when to give up.
 
 pub mod nats;
 pub mod sqlite;
@@ -147,7 +146,8 @@ pub enum Verdict {
 
 listed! {
     /// Why a job is among the dead letters.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
     pub enum Death {
         /// The upstream's answer says that trying again will not help.
         Refused,
@@ -178,7 +178,8 @@ impl Death {
 
 listed! {
     /// Where a job stands.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+    #[serde(rename_all = "lowercase")]
     pub enum State {
         /// It waits for its first or its next attempt, or an attempt is under way.
         Waiting,

@@ -245,6 +245,23 @@ pub fn client(
     Ok(Arc::new(config))
 }
 
+/// The same for a library that opens the connection and keeps its errors to itself: `told` hears, in the words of
+/// [`explain`], why a server's certificate is not taken. No protocol is asked for.
+///
+/// # Errors
+///
+/// As [`client`].
+pub fn client_told(
+    authorities: &Authorities,
+    told: impl Fn(String) + Send + Sync + 'static,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::clone(&*client(authorities, None)?);
+    config.alpn_protocols.clear();
+    let verifier = Arc::new(verifier::Telling::new(Verifier::try_new(authorities)?, told));
+    config.dangerous().set_certificate_verifier(verifier);
+    Ok(config)
+}
+
 #[cfg(test)]
 mod tests {
     use rcgen::{CertificateParams, KeyPair};

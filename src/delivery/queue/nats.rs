@@ -8,8 +8,8 @@
 //!
 //! 1. Its delivery is published (`enqueue`), on the condition that the subject's last message is still the one that was
 //!    looked at: the subject ends in a digest of the ID, so of two copies that come to two replicas at once, one is stored.
-//! 2. Its recipient's durable consumer brings the message to one of the replicas (`feed`), which reads the job's record
-//!    (`look`). If the job waits and is due, it is leased: held, and renewed every few seconds.
+//! 2. Its recipient's durable consumer brings the message to one of the replicas (`lease`), which reads the job's record. If
+//!    the job waits and is due, it is leased: held, and renewed every few seconds.
 //! 3. Its verdict is written to the record (`hold`), on the condition that nobody else wrote meanwhile, and then the message
 //!    is acknowledged. A message that comes again finds in the record that all is done. A verdict that cannot be written is
 //!    kept and tried again, the lease renewed; until then nothing new is leased, and the queue is not ready.
@@ -20,16 +20,18 @@
 //! a record is never taken for that of another delivery. What the loss of records leaves behind, jobs that wait and that no
 //! consumer will bring, is found and called (`audit`).
 //!
+//! A record that cannot be read says nothing. If a consumer brings its job, the job is made once more; if none will, it is set
+//! aside as a dead letter. Either way a record that can be read takes its place.
+//!
 //! `connect` connects, `shape` is what the streams must be like, `wire` and `record` are what is written, `store` reads and
-//! writes, `browse` is the log.
+//! writes, `browse` is the log, `stock` counts.
 
 mod audit;
 mod browse;
 mod connect;
 mod enqueue;
-mod feed;
 mod hold;
-mod look;
+mod lease;
 mod record;
 mod shape;
 mod stock;
@@ -38,24 +40,26 @@ mod sweep;
 mod wire;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     fmt, io,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use async_nats::{ConnectOptions, ServerAddr};
+use async_nats::{
+    ConnectOptions, ServerAddr,
+    jetstream::{consumer::PullConsumer, stream},
+};
 use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     audit::Known,
     connect::{Connections, options, split},
-    feed::Feed,
     hold::Held,
     shape::Shape,
     stock::Counted,
@@ -117,8 +121,8 @@ const CHECK: Duration = Duration::from_secs(2);
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 /// For what is under way at the end.
 const CLOSING: Duration = Duration::from_secs(5);
-/// For how long the server itself knows IDs, at most. The subject's last message is known for ever.
-const SERVER_WINDOW: Duration = Duration::from_secs(120);
+/// How often something is tried again because others changed it.
+const TRIES: usize = 8;
 
 /// The engine.
 #[derive(Debug)]
@@ -130,6 +134,7 @@ pub struct Nats {
 #[derive(Debug)]
 struct Shared {
     store: OnceLock<Store>,
+    shape: Shape,
     retention: Retention,
     /// For how long a delivered one is a duplicate.
     window: Duration,
@@ -141,18 +146,13 @@ struct Shared {
     dead_dropped: AtomicU64,
     /// Up to which change of the connection the streams were looked at: deliveries are taken then only.
     checked: AtomicU64,
-    /// What a process that was killed, or a stream that was lost, has left is to be put right.
-    untidy: AtomicBool,
     counted: Mutex<Option<Counted>>,
     /// The largest body of a delivery. `None`: this is not a service, but a command beside it.
     max_body: Option<usize>,
-    /// The server's limit that was warned of.
-    warned: AtomicUsize,
     /// Who makes room.
     room: tokio::sync::Mutex<Room>,
-    feeds: Mutex<HashMap<Recipient, Arc<Feed>>>,
-    /// Recipients that are known to have consumers.
-    known: Mutex<HashSet<Recipient>>,
+    /// Those that are known to be there.
+    consumers: Mutex<HashMap<Recipient, Arc<PullConsumer>>>,
     held: Held,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -205,6 +205,7 @@ impl Nats {
         let options = options(settings, user, &connections)?;
         let shared = Arc::new(Shared {
             store: OnceLock::new(),
+            shape: Shape { replicas: settings.replicas.max(1), max_bytes: retention.max_bytes },
             retention,
             window,
             health,
@@ -213,30 +214,18 @@ impl Nats {
             bytes: AtomicU64::new(0),
             dead_dropped: AtomicU64::new(0),
             checked: AtomicU64::new(u64::MAX),
-            untidy: AtomicBool::new(true),
             counted: Mutex::default(),
             max_body,
-            warned: AtomicUsize::new(0),
             room: tokio::sync::Mutex::default(),
-            feeds: Mutex::default(),
-            known: Mutex::default(),
+            consumers: Mutex::default(),
             held: Held::default(),
             closing: CancellationToken::new(),
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
         });
         let names = Names::new(name);
-        let shape = Shape {
-            replicas: settings.replicas.max(1),
-            max_bytes: retention.max_bytes,
-            window: if window.is_zero() {
-                SERVER_WINDOW
-            } else {
-                window.clamp(Duration::from_secs(1), SERVER_WINDOW)
-            },
-        };
         let this = Arc::clone(&shared);
-        shared.spawn(async move { this.run(servers, options, names, shape).await });
+        shared.spawn(async move { this.run(servers, options, names).await });
         Ok(Self { shared })
     }
 }
@@ -244,22 +233,15 @@ impl Nats {
 impl Drop for Nats {
     fn drop(&mut self) {
         self.shared.closing.cancel();
-        lock(&self.shared.feeds).clear();
     }
 }
 
 impl Shared {
     /// Connects, and looks after the store until the end.
-    async fn run(
-        self: Arc<Self>,
-        servers: Vec<ServerAddr>,
-        options: ConnectOptions,
-        names: Names,
-        shape: Shape,
-    ) {
+    async fn run(self: Arc<Self>, servers: Vec<ServerAddr>, options: ConnectOptions, names: Names) {
         let connect = async || {
             let client = options.clone().connect(servers.clone()).await.map_err(store::unavailable)?;
-            Store::new(client, names.clone(), shape.replicas).await
+            Store::new(client, names.clone(), self.shape.replicas).await
         };
         let store = loop {
             match connect().await {
@@ -275,16 +257,17 @@ impl Shared {
             }
         };
         let store = self.store.get_or_init(|| store).clone();
-        let tasks: &[Task] = if self.serves() { &[Task::Renew, Task::Sweep] } else { &[] };
-        for task in tasks.iter().copied() {
-            let this = Arc::clone(&self);
-            self.spawn(async move { this.look_after(task).await });
+        if self.max_body.is_some() {
+            for task in [Task::Renew, Task::Sweep] {
+                let this = Arc::clone(&self);
+                self.spawn(async move { this.look_after(task).await });
+            }
         }
         let mut connections = self.connections.subscribe();
         let mut known = Known::default();
         while !self.closing.is_cancelled() {
             let connection = connections.borrow_and_update().changes;
-            let looked = timeout(CHECK, self.check(&store, shape, &mut known, connection)).await;
+            let looked = timeout(CHECK, self.check(&store, &mut known, connection)).await;
             let health = match looked {
                 Ok(Ok(())) => self.room_and_records(&store).await,
                 Ok(Err(QueueError::Unavailable(why))) => Health::NotReady(why),
@@ -327,7 +310,6 @@ impl Shared {
     async fn check(
         self: &Arc<Self>,
         store: &Store,
-        shape: Shape,
         known: &mut Known,
         connection: u64,
     ) -> Result<(), QueueError> {
@@ -336,24 +318,10 @@ impl Shared {
             let trouble = trouble.map(|trouble| format!(": {trouble}")).unwrap_or_default();
             return Err(QueueError::Unavailable(format!("there is no connection to NATS{trouble}")));
         }
-        self.compare(store.client.max_payload());
-        if !self.serves() {
-            return store.bytes().await.map(drop);
-        }
-        let looked = self.look_at_streams(store, shape, known, connection).await;
-        self.checked.store(if looked.is_ok() { connection } else { u64::MAX }, Ordering::Release);
-        looked
-    }
-
-    const fn serves(&self) -> bool {
-        self.max_body.is_some()
-    }
-
-    /// Warns of a server that does not take the largest deliveries: once, and again if it has another limit later.
-    fn compare(&self, max_payload: usize) {
-        let Some(max_body) = self.max_body else { return };
-        let needed = max_body.saturating_add(wire::HEADERS);
-        if max_payload < needed && self.warned.swap(max_payload, Ordering::Relaxed) != max_payload {
+        let Some(max_body) = self.max_body else { return store.infos().await.map(drop) };
+        // Once, and again if the server has another limit later.
+        let (max_payload, needed) = (store.client.max_payload(), max_body.saturating_add(wire::HEADERS));
+        if max_payload < needed && known.warned.replace(max_payload) != Some(max_payload) {
             tracing::warn!(
                 max_payload,
                 needed,
@@ -361,10 +329,20 @@ impl Shared {
                  raise `max_payload` of the server, or lower `server.max_body`"
             );
         }
+        let looked = self.look_at_streams(store, known, connection).await;
+        self.checked.store(if looked.is_ok() { connection } else { u64::MAX }, Ordering::Release);
+        looked
+    }
+
+    /// What the streams take, in bytes.
+    fn note_bytes(&self, infos: &[stream::Info]) -> u64 {
+        let bytes = infos.iter().map(|info| info.state.bytes).sum();
+        self.bytes.store(bytes, Ordering::Relaxed);
+        bytes
     }
 
     async fn look_after(self: Arc<Self>, task: Task) {
-        let Ok(store) = self.store() else { return };
+        let Some(store) = self.store.get() else { return };
         let every = match task {
             Task::Renew => hold::RENEW,
             Task::Sweep => {
@@ -386,18 +364,18 @@ impl Shared {
         }
     }
 
-    /// The store, if it was ever reached and the end has not come.
-    fn store(&self) -> Result<&Store, QueueError> {
+    /// Whether the end has not come.
+    fn open(&self) -> Result<(), QueueError> {
         if self.closing.is_cancelled() {
             return Err(QueueError::Unavailable("the queue is closed".to_owned()));
         }
-        self.store.get().ok_or_else(disconnected)
+        Ok(())
     }
 
     /// The store, if it can be used now.
     fn ready(&self) -> Result<&Store, QueueError> {
-        let store = self.store()?;
-        if store.is_connected() { Ok(store) } else { Err(disconnected()) }
+        self.open()?;
+        self.store.get().filter(|store| store.is_connected()).ok_or_else(disconnected)
     }
 
     /// The store, if it takes deliveries now: after a connection was lost, what is behind the new one is looked at first.
@@ -418,7 +396,6 @@ impl Shared {
 
     async fn close(&self) -> Result<(), QueueError> {
         self.closing.cancel();
-        lock(&self.feeds).clear();
         self.tasks.close();
         let ended = timeout(CLOSING, async {
             self.tasks.wait().await;
@@ -451,7 +428,7 @@ impl Queue for Nats {
 
     fn lease<'a>(&'a self, recipient: &'a Recipient, _policy: Policy, max: usize) -> Answer<'a, Vec<Lease>> {
         // The configuration refuses every policy but the one.
-        Box::pin(feed::lease(&self.shared, recipient, max))
+        Box::pin(self.shared.lease(recipient, max))
     }
 
     fn stock(&self) -> Answer<'_, Stock> {

@@ -4,7 +4,7 @@
 //! circumstances. Whoever names that very certificate as `ca` means it, so it is accepted: this one and no other, with
 //! its name and its time checked, from a server that proves that it has the key.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, SignatureScheme,
@@ -17,7 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use super::{Authorities, provider};
+use super::{Authorities, explain, provider};
 
 /// Trusts authorities, and the very certificates that were named.
 #[derive(Debug)]
@@ -76,6 +76,65 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.usual.supported_verify_schemes()
+    }
+}
+
+/// Says in words why a server's certificate is not taken.
+pub(super) struct Telling {
+    verifier: Verifier,
+    told: Box<dyn Fn(String) + Send + Sync>,
+}
+
+impl Telling {
+    pub(super) fn new(verifier: Verifier, told: impl Fn(String) + Send + Sync + 'static) -> Self {
+        Self { verifier, told: Box::new(told) }
+    }
+}
+
+impl fmt::Debug for Telling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Telling").field("verifier", &self.verifier).finish_non_exhaustive()
+    }
+}
+
+impl ServerCertVerifier for Telling {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict =
+            self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        verdict.inspect_err(|error| {
+            if let Some(words) = explain(error) {
+                (self.told)(words);
+            }
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

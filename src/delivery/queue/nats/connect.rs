@@ -7,7 +7,10 @@ use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use super::{Settings, StartError, store, wire};
-use crate::files;
+use crate::{
+    files,
+    net::tls::{self, Authorities},
+};
 
 /// The longest file of credentials or authorities, in bytes.
 const MAX_FILE: usize = 1 << 20;
@@ -19,10 +22,13 @@ pub(super) struct Connections {
     pub(super) changes: u64,
     /// What the last try to make one ended in.
     pub(super) trouble: Option<String>,
+    /// Why the certificate of the server was not taken that is just tried. The library does not say it.
+    fault: Option<String>,
 }
 
 impl Connections {
     fn heard(&mut self, event: &Event) {
+        let fault = self.fault.take();
         match event {
             Event::Connected => {
                 self.changes = self.changes.wrapping_add(1);
@@ -30,7 +36,9 @@ impl Connections {
             }
             Event::Disconnected => self.changes = self.changes.wrapping_add(1),
             // It names a server at most: the library's errors have no secrets in them.
-            Event::ClientError(error) => self.trouble = Some(store::plain(&error.to_string())),
+            Event::ClientError(error) => {
+                self.trouble = fault.or_else(|| Some(store::plain(&error.to_string())));
+            }
             Event::ServerError(error) => self.trouble = Some(store::plain(&error.to_string())),
             _ => {}
         }
@@ -60,21 +68,29 @@ pub(super) fn options(
         options = credentials(path)?;
     } else if let Some(user) = user {
         // Without a password it is a token.
-        let known =
-            |part| wire::unescaped(part).and_then(|part| String::from_utf8(part).ok()).ok_or(StartError::Url);
+        let known = |part| wire::unmarked(part, '%').ok_or(StartError::Url);
         options = match user.split_once(':') {
             Some((user, password)) => options.user_and_password(known(user)?, known(password)?),
             None => options.token(known(user)?),
         };
     }
-    if let Some(path) = &settings.ca {
-        let pem = files::read(path, MAX_FILE, files::PATIENCE)
-            .map_err(|error| StartError::Authorities(io::Error::other(error)))?
-            .bytes;
-        if let Err(error) = crate::net::tls::Authorities::parse(&pem) {
-            return Err(StartError::Authorities(io::Error::other(error)));
+    let unusable = |error: Box<dyn Error + Send + Sync>| StartError::Authorities(io::Error::other(error));
+    let authorities = match &settings.ca {
+        Some(path) => {
+            options = options.require_tls(true);
+            let pem =
+                files::read(path, MAX_FILE, files::PATIENCE).map_err(|error| unusable(error.into()))?.bytes;
+            Some(Authorities::parse(&pem).map_err(|error| unusable(error.into()))?)
         }
-        options = options.add_root_certificates(path.clone()).require_tls(true);
+        // Without any the library says that there are none.
+        None if settings.url.contains("tls://") => Authorities::platform().ok(),
+        None => None,
+    };
+    if let Some(authorities) = authorities {
+        let known = connections.clone();
+        let told = move |words| known.send_modify(|known| known.fault = Some(words));
+        let config = tls::client_told(&authorities, told).map_err(|error| unusable(error.into()))?;
+        options = options.tls_client_config(config);
     }
     let connections = connections.clone();
     Ok(options

@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Shared, lock,
+    Shared, TRIES, lock,
     record::{JobRecord, millis},
     store::{Refused, Store, disconnected},
     wire::JobKey,
@@ -32,23 +32,14 @@ use crate::delivery::queue::{Answer, Attempt, Hold, QueueError, State, Verdict};
 pub(super) const ACK_WAIT: Duration = Duration::from_secs(10);
 /// How often leases are renewed.
 pub(super) const RENEW: Duration = Duration::from_secs(3);
-/// How often a verdict is written again because others wrote meanwhile.
-const TRIES: usize = 8;
 /// Before a verdict that could not be written is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// What this process holds.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    jobs: Mutex<HashMap<JobKey, Grip>>,
+    jobs: Mutex<HashMap<JobKey, (Instant, Brought)>>,
     trouble: watch::Sender<Trouble>,
-}
-
-/// The message of a held job.
-#[derive(Debug)]
-struct Grip {
-    since: Instant,
-    brought: Brought,
 }
 
 /// Verdicts that cannot be written.
@@ -63,8 +54,8 @@ impl Held {
     pub(super) async fn renew(&self, store: &Store, older: Duration) {
         let replies: Vec<_> = {
             let jobs = lock(&self.jobs);
-            let old = jobs.values().filter(|grip| grip.since.elapsed() >= older);
-            old.map(|grip| grip.brought.reply.clone()).collect()
+            let old = jobs.values().filter(|(since, _)| since.elapsed() >= older);
+            old.map(|(_, brought)| brought.reply.clone()).collect()
         };
         for reply in replies {
             store.reply(&reply, AckKind::Progress).await;
@@ -122,8 +113,8 @@ pub(super) struct InHand {
 }
 
 impl InHand {
-    /// Takes a job, unless this process has it already. Then the message that was brought is that which brought it, or comes
-    /// again later.
+    /// Takes a job, unless this process has it already. Then the message that was brought is the one which brought it, or
+    /// comes again later.
     pub(super) async fn take(
         shared: &Arc<Shared>,
         store: &Store,
@@ -132,10 +123,10 @@ impl InHand {
     ) -> Option<Self> {
         let same = match lock(&shared.held.jobs).entry(job.clone()) {
             Entry::Vacant(free) => {
-                free.insert(Grip { since: Instant::now(), brought: brought.clone() });
+                free.insert((Instant::now(), brought.clone()));
                 return Some(Self { job, brought, goes_back: None, shared: Arc::clone(shared) });
             }
-            Entry::Occupied(taken) => taken.get().brought.sequence == brought.sequence,
+            Entry::Occupied(taken) => taken.get().1.sequence == brought.sequence,
         };
         if !same {
             brought.later(store, PAUSE).await;
@@ -158,13 +149,8 @@ impl Drop for InHand {
 pub(super) struct Leased {
     pub(super) store: Store,
     pub(super) in_hand: InHand,
-    pub(super) webhook: String,
-    /// How often it has been called.
-    pub(super) calls: u32,
-    /// The record as it was, with its sequence.
-    pub(super) base: Option<(u64, JobRecord)>,
-    /// Every destination of its delivery.
-    pub(super) destinations: Vec<String>,
+    /// Its record as it was.
+    pub(super) record: JobRecord,
 }
 
 impl fmt::Debug for Leased {
@@ -173,29 +159,17 @@ impl fmt::Debug for Leased {
     }
 }
 
-/// A verdict that is to be written.
-struct Settling {
-    verdict: Verdict,
-    attempt: Option<Attempt>,
-    at: SystemTime,
-}
-
-impl Settling {
-    /// When the job is due again.
-    fn due(&self) -> Option<SystemTime> {
-        match self.verdict {
-            Verdict::Retry(delay) => Some(self.at.checked_add(delay).unwrap_or(self.at)),
-            Verdict::Delivered | Verdict::Dead(_) => None,
-        }
-    }
-}
-
 impl Leased {
-    /// Writes the verdict and tells the server.
-    async fn settle(&mut self, settling: &Settling) -> Result<(), QueueError> {
-        let waits = self.write(settling).await?;
+    /// Writes the verdict, and tells the server.
+    async fn try_settle(
+        &mut self,
+        verdict: Verdict,
+        attempt: Option<&Attempt>,
+        due: Option<SystemTime>,
+    ) -> Result<(), QueueError> {
+        let waits = self.write(verdict, attempt, due).await?;
         let brought = &self.in_hand.brought;
-        if waits && let Some(due) = settling.due() {
+        if let Some(due) = due.filter(|_| waits) {
             let delay = due.duration_since(SystemTime::now()).unwrap_or_default();
             brought.later(&self.store, delay).await;
         } else {
@@ -205,73 +179,67 @@ impl Leased {
         Ok(())
     }
 
-    /// Writes the verdict to the record. Whether that is what counts: others may have brought the job to an end.
-    async fn write(&self, settling: &Settling) -> Result<bool, QueueError> {
+    /// Writes the verdict to the record. Whether the job waits: others may have brought it to an end.
+    async fn write(
+        &mut self,
+        verdict: Verdict,
+        attempt: Option<&Attempt>,
+        due: Option<SystemTime>,
+    ) -> Result<bool, QueueError> {
         let job = &self.in_hand.job;
-        let mut base = self.base.clone();
+        let calls = self.record.calls;
         for _ in 0..TRIES {
-            let sequence = base.as_ref().map_or(0, |(sequence, _)| *sequence);
-            let mut record =
-                base.map_or_else(|| JobRecord::waiting(&self.destinations), |(_, record)| record);
-            let Some(was) = record.state().filter(|_| record.calls == self.calls) else {
+            let mut record = self.record.clone();
+            let Some(was) = record.state.filter(|_| record.calls == calls) else {
                 // It was forgotten, or called back: a lease that was lost has no say.
                 return Ok(false);
             };
-            if let Some(attempt) = &settling.attempt {
+            if let Some(attempt) = attempt {
                 if record.has(attempt) {
                     // The server did not come to saying that it has it.
                     return Ok(true);
                 }
                 record.add(attempt);
             }
-            match settling.verdict {
+            match verdict {
                 Verdict::Delivered => record.finish(Some(State::Delivered), None),
                 _ if was != State::Waiting => {}
                 Verdict::Dead(death) => record.finish(Some(State::Dead), Some(death)),
                 Verdict::Retry(_) => {
-                    record.due = settling.due().map(millis);
+                    record.due = due.map(millis);
                     record.reply = Some(self.in_hand.brought.reply.clone());
                 }
             }
-            match self.store.write(&self.webhook, job, sequence, &record).await {
-                Ok(_) => {
-                    let is_dead = record.state() == Some(State::Dead);
-                    if is_dead != (was == State::Dead)
-                        && let Err(error) = self.store.mark(&self.webhook, job, is_dead).await
-                    {
-                        // The next start sees to it.
-                        tracing::debug!(%error, "a dead letter is not counted yet");
-                    }
-                    return Ok(record.state() == Some(State::Waiting));
+            let waits = record.state == Some(State::Waiting);
+            match self.store.write(job, record).await {
+                Ok(()) => return Ok(waits),
+                Err(Refused::Stale) => {
+                    let record = self.store.record(job).await?;
+                    self.record = record.unwrap_or(JobRecord { sequence: 0, ..self.record.clone() });
                 }
-                Err(Refused::Stale) => base = self.store.record(&self.webhook, job).await?,
                 Err(refused) => return Err(refused.into()),
             }
         }
         Err(Refused::Stale.into())
     }
 
-    /// Tries again until the verdict is written, or the end comes.
-    async fn keep(mut self: Box<Self>, settling: Settling, mut why: QueueError) -> Result<(), QueueError> {
+    /// Tries until the verdict is written, or the end comes.
+    async fn settle(mut self, verdict: Verdict, attempt: Option<Attempt>) -> Result<(), QueueError> {
         let shared = Arc::clone(&self.in_hand.shared);
         let mut connections = shared.connections.subscribe();
-        let kept = Kept::new(&shared.held);
+        let due = match verdict {
+            Verdict::Retry(delay) => SystemTime::now().checked_add(delay),
+            Verdict::Delivered | Verdict::Dead(_) => None,
+        };
+        let mut kept = None;
         loop {
-            kept.because(&why);
             connections.mark_unchanged();
+            let Err(why) = self.try_settle(verdict, attempt.as_ref(), due).await else { return Ok(()) };
+            kept.get_or_insert_with(|| Kept::new(&shared.held)).because(&why);
             tokio::select! {
                 () = sleep(PAUSE) => {}
                 _ = connections.changed() => {}
                 () = shared.closing.cancelled() => return Err(why),
-            }
-            let settled = if self.store.is_connected() {
-                Self::settle(&mut self, &settling).await
-            } else {
-                Err(disconnected())
-            };
-            match settled {
-                Ok(()) => return Ok(()),
-                Err(error) => why = error,
             }
         }
     }
@@ -298,20 +266,12 @@ impl Drop for Kept<'_> {
 }
 
 impl Hold for Leased {
-    fn settle(mut self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
-        Box::pin(async move {
-            let settling = Settling { verdict, attempt, at: SystemTime::now() };
-            let Err(why) = Self::settle(&mut self, &settling).await else { return Ok(()) };
-            // In a task of its own: whoever waits for it may give up, and the verdict is still kept.
-            let shared = Arc::clone(&self.in_hand.shared);
-            let (settled, told) = oneshot::channel();
-            shared.spawn(async move {
-                let kept = self.keep(settling, why).await;
-                // Nobody may wait any more.
-                drop(settled.send(kept));
-            });
-            told.await.unwrap_or_else(|_| Err(disconnected()))
-        })
+    fn settle(self: Box<Self>, verdict: Verdict, attempt: Option<Attempt>) -> Answer<'static, ()> {
+        // In a task of its own: whoever waits for it may give up, and the verdict is written all the same.
+        let shared = Arc::clone(&self.in_hand.shared);
+        let (told, settled) = oneshot::channel();
+        shared.spawn(async move { drop(told.send(Self::settle(*self, verdict, attempt).await)) });
+        Box::pin(async move { settled.await.unwrap_or_else(|_| Err(disconnected())) })
     }
 
     fn release(self: Box<Self>) {}

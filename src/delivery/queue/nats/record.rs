@@ -5,20 +5,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::wire::{escaped, unescaped};
+use super::wire;
 use crate::delivery::queue::{Attempt, Death, KEPT_ATTEMPTS, MAX_ANSWER, State};
 
 /// What is known of a job beyond its delivery.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct JobRecord {
-    /// The name of its state. Absent: it was forgotten, and the record stays as long as a message could bring the job back.
+    /// Absent: it was forgotten, and the record stays as long as a message could bring the job back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    state: Option<String>,
+    pub(super) state: Option<State>,
     /// How often it was called back after an end.
     #[serde(default)]
     pub(super) calls: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    death: Option<String>,
+    pub(super) death: Option<Death>,
     /// Milliseconds since 1970, like every time here. Absent: when it was received.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) since: Option<u64>,
@@ -29,32 +29,50 @@ pub(super) struct JobRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) due: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    finished: Option<u64>,
+    pub(super) finished: Option<u64>,
     /// Where the server is told to bring it at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) reply: Option<String>,
-    /// Every destination of its delivery.
+    /// The sequence of its mark: it is dead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) mark: Option<u64>,
     #[serde(default)]
-    pub(super) destinations: Vec<String>,
-    #[serde(default)]
-    log: Vec<Logged>,
+    pub(super) log: Vec<Logged>,
+    /// Where it is in its stream, 0 if it is not there yet.
+    #[serde(skip)]
+    pub(super) sequence: u64,
+    /// What was written could not be read.
+    #[serde(skip)]
+    pub(super) unreadable: bool,
 }
 
 impl JobRecord {
-    /// That of a job without one.
-    pub(super) fn waiting(destinations: &[String]) -> Self {
-        let state = Some(State::Waiting.name().to_owned());
-        Self { state, destinations: destinations.to_vec(), ..Self::default() }
+    /// What a record says. One that cannot be read is that of a dead letter: a person has to look at it.
+    pub(super) fn read(sequence: u64, payload: &[u8]) -> Self {
+        match serde_json::from_slice(payload) {
+            Ok(record) => Self { sequence, ..record },
+            Err(_) => {
+                let mut record = Self { sequence, unreadable: true, ..Self::default() };
+                record.finish(Some(State::Dead), Some(Death::Damaged));
+                record
+            }
+        }
     }
 
-    /// `None`: it was forgotten, and users see nothing of it.
-    pub(super) fn state(&self) -> Option<State> {
-        self.state.as_deref().and_then(|name| name.parse().ok())
+    /// That of a job without one.
+    pub(super) fn waiting() -> Self {
+        Self { state: Some(State::Waiting), ..Self::default() }
     }
 
     /// Whether this record is that of a job which waits, after so many calls.
     pub(super) fn waits(&self, calls: u32) -> bool {
-        self.state() == Some(State::Waiting) && self.calls == calls
+        self.state == Some(State::Waiting) && self.calls == calls
+    }
+
+    /// Whether this record is that of a job which ended before this call of it.
+    pub(super) fn is_called_by(&self, calls: u32) -> bool {
+        let ended = self.state.is_some_and(|state| state != State::Waiting);
+        ended && self.calls.saturating_add(1) == calls
     }
 
     pub(super) fn finished(&self) -> Option<SystemTime> {
@@ -62,8 +80,7 @@ impl JobRecord {
     }
 
     pub(super) fn finish(&mut self, state: Option<State>, death: Option<Death>) {
-        self.state = state.map(|state| state.name().to_owned());
-        self.death = death.map(|death| death.name().to_owned());
+        (self.state, self.death) = (state, death);
         self.finished = Some(millis(SystemTime::now()));
         self.due = None;
         self.reply = None;
@@ -72,21 +89,12 @@ impl JobRecord {
         }
     }
 
-    pub(super) fn death(&self) -> Option<Death> {
-        let name = self.death.as_deref()?;
-        Death::ALL.into_iter().find(|death| death.name() == name)
-    }
-
     /// It waits again, called back for the `calls`th time.
     pub(super) fn revive(&mut self, calls: u32) {
-        self.state = Some(State::Waiting.name().to_owned());
+        (self.state, self.death) = (Some(State::Waiting), None);
+        (self.since, self.attempts) = (Some(millis(SystemTime::now())), 0);
+        (self.due, self.finished, self.reply) = (None, None, None);
         self.calls = calls;
-        self.death = None;
-        self.since = Some(millis(SystemTime::now()));
-        self.attempts = 0;
-        self.due = None;
-        self.finished = None;
-        self.reply = None;
     }
 
     pub(super) fn add(&mut self, attempt: &Attempt) {
@@ -129,41 +137,35 @@ pub(super) struct Gone {
     pub(super) finished: u64,
 }
 
+/// An attempt as it is written.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Logged {
+pub(super) struct Logged {
     number: u32,
     at: u64,
     micros: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
-    /// Escaped as headers are.
-    answer: String,
+    #[serde(with = "wire::text")]
+    answer: Vec<u8>,
 }
 
 impl Logged {
     fn new(attempt: &Attempt) -> Self {
-        let answer = attempt.answer.get(..MAX_ANSWER).unwrap_or(&attempt.answer);
+        let Attempt { number, at, duration, status, error, answer } = attempt;
         Self {
-            number: attempt.number,
-            at: millis(attempt.at),
-            micros: u64::try_from(attempt.duration.as_micros()).unwrap_or(u64::MAX),
-            status: attempt.status,
-            error: attempt.error.clone(),
-            answer: escaped(answer),
+            number: *number,
+            at: millis(*at),
+            micros: u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            status: *status,
+            error: error.clone(),
+            answer: answer.get(..MAX_ANSWER).unwrap_or(answer).to_vec(),
         }
     }
 
     fn attempt(&self) -> Attempt {
-        Attempt {
-            number: self.number,
-            at: time(self.at),
-            duration: Duration::from_micros(self.micros),
-            status: self.status,
-            error: self.error.clone(),
-            answer: unescaped(&self.answer).unwrap_or_default().into(),
-        }
+        let Self { number, at, micros, status, error, answer } = self.clone();
+        let (at, duration, answer) = (time(at), Duration::from_micros(micros), answer.into());
+        Attempt { number, at, duration, status, error, answer }
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_record_that_would_be_too_long_loses_its_oldest_attempts() {
-        let mut record = JobRecord::waiting(&["app".to_owned()]);
+        let mut record = JobRecord::waiting();
         for number in 1..=30 {
             record.add(&Attempt {
                 number,
@@ -195,8 +197,8 @@ mod tests {
                 answer: vec![1; MAX_ANSWER].into(),
             });
         }
-        for (max, kept) in [(usize::MAX, 20), (64 << 10, 10), (0, 0)] {
-            let read: JobRecord = serde_json::from_slice(&record.payload(max)).unwrap();
+        for (max, kept) in [(usize::MAX, 20), (128 << 10, 10), (0, 0)] {
+            let read = JobRecord::read(1, &record.payload(max));
             let numbers: Vec<_> = read.log().iter().map(|attempt| attempt.number).collect();
             assert_eq!(numbers, (31 - kept..=30).collect::<Vec<_>>(), "{max}");
             assert_eq!(read.attempts, 30);

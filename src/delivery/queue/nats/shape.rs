@@ -1,14 +1,15 @@
 //! What the two streams must be like, and what is said of those that somebody else made or changed.
 
-use std::time::Duration;
-
 use async_nats::jetstream::{
     ErrorCode,
     context::GetStreamErrorKind,
     stream::{self, DiscardPolicy, RetentionPolicy, StorageType},
 };
 
-use super::store::{Store, unavailable};
+use super::{
+    store::{Store, unavailable},
+    wire::Names,
+};
 use crate::delivery::queue::QueueError;
 
 /// What the configuration says about the streams.
@@ -16,80 +17,72 @@ use crate::delivery::queue::QueueError;
 pub(super) struct Shape {
     pub(super) replicas: usize,
     pub(super) max_bytes: u64,
-    /// For how long the server knows the IDs of messages.
-    pub(super) window: Duration,
 }
 
 impl Shape {
-    fn configs(&self, store: &Store) -> [stream::Config; 2] {
+    fn configs(self, names: &Names) -> [stream::Config; 2] {
         let common = stream::Config {
-            duplicate_window: self.window,
             num_replicas: self.replicas,
             allow_direct: true,
+            max_bytes: -1,
+            max_messages_per_subject: -1,
             ..stream::Config::default()
         };
         let deliveries = stream::Config {
-            name: store.names.deliveries.clone(),
+            name: names.deliveries.clone(),
             description: Some("hookgate: deliveries".to_owned()),
-            subjects: vec![store.names.all_deliveries()],
+            subjects: vec![names.all('d')],
             max_bytes: i64::try_from(self.max_bytes).unwrap_or(-1),
             discard: DiscardPolicy::New,
             ..common.clone()
         };
         let jobs = stream::Config {
-            name: store.names.jobs.clone(),
+            name: names.jobs.clone(),
             description: Some("hookgate: the outcomes of deliveries".to_owned()),
-            subjects: store.names.all_jobs().to_vec(),
+            subjects: ['j', 'x', 'k'].map(|kind| names.all(kind)).to_vec(),
             max_messages_per_subject: 1,
-            max_bytes: -1,
             ..common
         };
         [deliveries, jobs]
     }
 
-    /// Creates the streams, or brings their limits up to date. Those that would drop something are refused. Whether each of
-    /// them had to be created.
-    pub(super) async fn impose(&self, store: &Store) -> Result<[bool; 2], QueueError> {
-        let [deliveries, jobs] = self.configs(store);
-        Ok([impose(store, deliveries).await?, impose(store, jobs).await?])
-    }
-
-    /// Why the streams would lose something as they are now, if they would.
-    pub(super) fn objection(&self, store: &Store, infos: &[stream::Info; 2]) -> Option<String> {
-        let wanted = self.configs(store);
-        infos.iter().zip(&wanted).find_map(|(info, wanted)| objection(&info.config, wanted))
+    /// Creates the streams that are not there, and says how they are. Those that would drop something are refused; limits are
+    /// brought up to date if that is wanted.
+    pub(super) async fn impose(self, store: &Store, update: bool) -> Result<[stream::Info; 2], QueueError> {
+        let [deliveries, jobs] = self.configs(&store.names);
+        Ok([impose(store, &deliveries, update).await?, impose(store, &jobs, update).await?])
     }
 }
 
-async fn impose(store: &Store, config: stream::Config) -> Result<bool, QueueError> {
-    let found = match store.context.get_stream(&config.name).await {
-        Ok(found) => found,
+async fn impose(store: &Store, config: &stream::Config, update: bool) -> Result<stream::Info, QueueError> {
+    let info = match store.context.get_stream(&config.name).await {
+        Ok(found) => found.cached_info().clone(),
         Err(error) => match error.kind() {
             GetStreamErrorKind::JetStream(told) if told.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                store.context.create_stream(&config).await.map_err(unavailable)?;
-                return Ok(true);
+                let made = store.context.create_stream(config).await.map_err(unavailable)?;
+                return Ok(made.cached_info().clone());
             }
             _ => return Err(unavailable(error)),
         },
     };
-    let found = &found.cached_info().config;
-    if let Some(objection) = objection(found, &config) {
+    let found = &info.config;
+    if let Some(objection) = objection(found, config) {
         return Err(QueueError::Unavailable(objection));
     }
     // What else an operator has changed stays.
-    let per_subject = config.max_messages_per_subject;
     let wanted = stream::Config {
         max_bytes: config.max_bytes,
-        max_messages_per_subject: if per_subject > 0 { per_subject } else { found.max_messages_per_subject },
+        max_messages_per_subject: config.max_messages_per_subject,
         num_replicas: config.num_replicas,
-        duplicate_window: config.duplicate_window,
         allow_direct: true,
         ..found.clone()
     };
-    if *found != wanted {
+    // A limit on the records is not the operator's: `max_bytes` covers both.
+    let is_limited = config.max_bytes < 0 && found.max_bytes > 0;
+    if is_limited || (update && *found != wanted) {
         store.context.update_stream(&wanted).await.map_err(unavailable)?;
     }
-    Ok(false)
+    Ok(info)
 }
 
 /// What is wrong with a stream and how it is mended, if it would drop what waits or cannot be written.
@@ -153,6 +146,8 @@ fn objection(found: &stream::Config, wanted: &stream::Config) -> Option<String> 
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]

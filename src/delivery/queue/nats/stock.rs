@@ -1,84 +1,72 @@
 //! Counting what there is. What has not changed is not counted again, and what takes long to count is counted less often.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
 
-use async_nats::jetstream::{consumer, message::StreamMessage, stream};
+use async_nats::jetstream::consumer;
 use tokio::time::Instant;
 
 use super::{
     Shared, lock,
-    store::{Store, Which},
+    store::{Store, info_of},
     wire::Message,
 };
 use crate::delivery::queue::{Depth, QueueError, Recipient, Stock};
 
 /// How many waiting messages are looked at to see for whom they are; beyond, their share is taken for that of the others.
 const SAMPLE: u64 = 1024;
-/// So many dead letters are counted whenever something has changed.
-const FEW: usize = 1024;
-/// Counting more of them takes at most one part in so many of the time, but for this.
+/// Counting takes at most one part in so many of the time, but for this.
 const SHARE: u32 = 10;
 const SELDOM: Duration = Duration::from_secs(15);
+/// What takes no longer is done whenever something has changed.
+const QUICK: Duration = Duration::from_millis(100);
 
 /// What was counted last.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counted {
-    dead: BTreeMap<Recipient, u64>,
-    /// Where the stream of records was then, when that was, and how long it took.
-    jobs: (u64, u64),
-    at: Option<Instant>,
+    depths: BTreeMap<Recipient, Depth>,
+    /// Where the streams and the consumers were then.
+    places: Vec<u64>,
+    at: Instant,
     took: Duration,
-    waiting: HashMap<Recipient, (Place, Waiting)>,
 }
 
-/// What a count of waiting jobs depends on: how far the consumer is, and the stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    delivered: u64,
-    done: u64,
-    brought: usize,
-    pending: u64,
-    last: u64,
+impl Counted {
+    /// Whether this still holds, or it would take too long to know.
+    fn is_good(&self, places: &[u64]) -> bool {
+        let too_soon = self.took > QUICK && self.at.elapsed() < (self.took * SHARE).min(SELDOM);
+        self.places == places || too_soon
+    }
 }
-
-/// How many wait, and since when.
-type Waiting = (u64, Option<SystemTime>);
 
 impl Shared {
     pub(super) async fn stock(&self, store: &Store) -> Result<Stock, QueueError> {
-        let mut counted = lock(&self.counted).take().unwrap_or_default();
-        let [deliveries, jobs] = store.infos().await?;
-        let mut depths: BTreeMap<Recipient, Depth> = BTreeMap::new();
-        let mut waiting = HashMap::new();
-        for consumer in store.consumers().await? {
-            let Some(recipient) = recipient_of(&consumer) else { continue };
-            let place = Place {
-                delivered: consumer.delivered.stream_sequence,
-                done: consumer.ack_floor.stream_sequence,
-                brought: consumer.num_ack_pending,
-                pending: consumer.num_pending,
-                last: deliveries.state.last_sequence,
-            };
-            let found = match counted.waiting.get(&recipient).filter(|(was, _)| *was == place) {
-                Some((_, found)) => *found,
-                None => count_waiting(store, &recipient, &consumer).await?,
-            };
-            depths.insert(recipient.clone(), Depth { waiting: found.0, oldest: found.1, dead: 0 });
-            waiting.insert(recipient, (place, found));
-        }
-        counted.waiting = waiting;
-        counted.count_dead(store, &jobs.state).await?;
-        for (recipient, dead) in &counted.dead {
-            depths.entry(recipient.clone()).or_default().dead = *dead;
-        }
+        let infos = store.infos().await?;
+        let consumers = store.consumers().await?;
+        let states = infos.iter().map(|info| &info.state);
+        let streams = states.flat_map(|state| [state.last_sequence, state.messages]);
+        let brought = |it: &consumer::Info| u64::try_from(it.num_ack_pending).unwrap_or(u64::MAX);
+        let consumed = consumers.iter().flat_map(|it| {
+            [it.delivered.stream_sequence, it.ack_floor.stream_sequence, it.num_pending, brought(it)]
+        });
+        let places: Vec<_> = streams.chain(consumed).collect();
+        let known = lock(&self.counted).take().filter(|known| known.is_good(&places));
+        let counted = match known {
+            Some(known) => known,
+            None => {
+                let began = Instant::now();
+                let depths = count(store, &consumers).await?;
+                Counted { depths, places, at: began, took: began.elapsed() }
+            }
+        };
+        let depths = counted.depths.iter().map(|(of, depth)| (of.clone(), *depth)).collect();
         *lock(&self.counted) = Some(counted);
         Ok(Stock {
-            depths: depths.into_iter().collect(),
-            bytes: deliveries.state.bytes.saturating_add(jobs.state.bytes),
+            depths,
+            bytes: self.note_bytes(&infos),
             log_bytes: 0,
             max_bytes: self.retention.max_bytes,
             dead_dropped: self.dead_dropped.load(Ordering::Relaxed),
@@ -86,29 +74,22 @@ impl Shared {
     }
 }
 
-impl Counted {
-    async fn count_dead(&mut self, store: &Store, jobs: &stream::State) -> Result<(), QueueError> {
-        let place = (jobs.last_sequence, jobs.messages);
-        let too_soon = self.took.saturating_mul(SHARE).min(SELDOM);
-        if let Some(at) = self.at
-            && (self.jobs == place || at.elapsed() < too_soon)
-        {
-            return Ok(());
+async fn count(
+    store: &Store,
+    consumers: &[consumer::Info],
+) -> Result<BTreeMap<Recipient, Depth>, QueueError> {
+    let mut depths = BTreeMap::new();
+    for consumer in consumers {
+        if let Some(recipient) = recipient_of(consumer) {
+            let depth = count_waiting(store, &recipient, consumer).await?;
+            depths.insert(recipient, depth);
         }
-        let began = Instant::now();
-        let marked = store.marked(store.names.marks(None, None)).await?;
-        let few = marked.len() < FEW;
-        self.dead.clear();
-        for (webhook, job) in marked {
-            let recipient = Recipient { webhook, destination: job.destination };
-            let dead = self.dead.entry(recipient).or_default();
-            *dead = dead.saturating_add(1);
-        }
-        self.jobs = place;
-        self.at = Some(began);
-        self.took = if few { Duration::ZERO } else { began.elapsed() };
-        Ok(())
     }
+    for job in store.marked(store.names.marks(None, None)).await? {
+        let depth: &mut Depth = depths.entry(job.recipient()).or_default();
+        depth.dead = depth.dead.saturating_add(1);
+    }
+    Ok(depths)
 }
 
 /// Whose consumer this is. `None`: it is not hookgate's.
@@ -122,54 +103,30 @@ async fn count_waiting(
     store: &Store,
     recipient: &Recipient,
     consumer: &consumer::Info,
-) -> Result<Waiting, QueueError> {
+) -> Result<Depth, QueueError> {
     let brought = u64::try_from(consumer.num_ack_pending).unwrap_or(u64::MAX);
-    let filter = &consumer.config.filter_subject;
-    let mut oldest = None;
-    if brought > 0 {
-        // All before it is done.
-        let from = consumer.ack_floor.stream_sequence.saturating_add(1);
-        if let Some(message) = store.message(Which::Next(filter.clone(), from)).await? {
-            oldest = Some(received(store, message).await?);
-        }
-    }
-    if consumer.num_pending == 0 {
-        return Ok((brought, oldest));
-    }
-    // What was not brought yet may be for other destinations.
-    let from = consumer.delivered.stream_sequence.saturating_add(1);
-    let mut scan = store.scan_deliveries(filter.clone(), from).await?;
-    let all = scan.left();
-    let (mut looked, mut its): (u64, u64) = (0, 0);
-    while looked < SAMPLE
-        && let Some((sequence, message)) = scan.next().await?
-    {
-        looked = looked.saturating_add(1);
-        let is_its = match Message::read(message.headers.as_ref()) {
-            Some(Message::Delivery(meta)) => meta.destinations.contains(&recipient.destination),
-            Some(Message::Again(again)) => again.destination == recipient.destination,
-            None => false,
-        };
-        if is_its {
+    let pending = consumer.num_pending;
+    // The first one behind what is done was brought, if any was. What was not brought yet may be for other destinations.
+    let places = [(consumer.ack_floor, brought.min(1)), (consumer.delivered, pending.min(SAMPLE))];
+    let (mut its, mut oldest): (u64, Option<SystemTime>) = (0, None);
+    for (place, most) in places.into_iter().filter(|(_, most)| *most > 0) {
+        let filter = consumer.config.filter_subject.clone();
+        let from = place.stream_sequence.saturating_add(1);
+        let mut scan = store.scan_deliveries(filter, from).await?.at_most(most);
+        its = 0;
+        while let Some((sequence, message)) = scan.next().await? {
+            let Some(read) = Message::read(message.headers.as_ref()) else { continue };
+            let Some(job) = read.job(sequence, recipient) else { continue };
             its = its.saturating_add(1);
-            if oldest.is_none()
-                && let Some(message) = store.message(Which::At(sequence)).await?
-            {
-                oldest = Some(received(store, message).await?);
+            if oldest.is_none() {
+                oldest = match read {
+                    Message::Again(_) => store.delivery_of(&job).await?.map(|delivery| delivery.received),
+                    Message::Delivery(_) => Some(info_of(&message)?.published.into()),
+                };
             }
         }
+        scan.end().await;
     }
-    scan.end().await;
-    let share = if looked == all { its } else { its.saturating_mul(all).checked_div(looked).unwrap_or(0) };
-    Ok((brought.saturating_add(share), oldest))
-}
-
-/// When the delivery was accepted that a message is of.
-async fn received(store: &Store, message: StreamMessage) -> Result<SystemTime, QueueError> {
-    if let Some(Message::Again(again)) = Message::read(Some(&message.headers))
-        && let Some(delivery) = store.delivery(Which::At(again.job().sequence)).await?
-    {
-        return Ok(delivery.received);
-    }
-    Ok(message.time.into())
+    let share = its.saturating_mul(pending).checked_div(pending.min(SAMPLE)).unwrap_or(0);
+    Ok(Depth { waiting: brought.saturating_add(share), oldest, dead: 0 })
 }

@@ -24,9 +24,9 @@ use tokio::time::timeout;
 
 use super::{
     record::{Gone, JobRecord, millis},
-    wire::{HEADERS, JobKey, Names, Stored},
+    wire::{HEADERS, JobKey, Meta, Names, Stored},
 };
-use crate::delivery::queue::QueueError;
+use crate::delivery::queue::{QueueError, State as JobState};
 
 /// For one request to the server.
 pub(super) const REQUEST: Duration = Duration::from_secs(5);
@@ -63,21 +63,12 @@ pub(super) enum Refused {
     Failed(QueueError),
 }
 
-/// A message that was stored.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Written {
-    pub(super) sequence: u64,
-    /// The server had a message of this ID already. It is this one.
-    pub(super) duplicate: bool,
-}
-
 /// Which message of a stream.
 #[derive(Debug, Clone)]
 pub(super) enum Which {
     At(u64),
+    /// Of this subject.
     Last(String),
-    /// The first one from here.
-    Next(String, u64),
 }
 
 impl Store {
@@ -100,36 +91,27 @@ impl Store {
         Ok([deliveries.map_err(unavailable)?, jobs.map_err(unavailable)?])
     }
 
-    /// What the streams take, in bytes.
-    pub(super) async fn bytes(&self) -> Result<u64, QueueError> {
-        Ok(self.infos().await?.iter().map(|info| info.state.bytes).sum())
-    }
-
-    /// Stores a message. With `expected`, only if that is the last sequence of its subject, 0 for none.
+    /// Stores a message; its sequence. With `expected`, only if that is the last sequence of its subject, 0 for none.
     pub(super) async fn publish(
         &self,
         subject: String,
-        headers: Option<HeaderMap>,
+        headers: HeaderMap,
         payload: Bytes,
-        id: Option<&str>,
         expected: Option<u64>,
-    ) -> Result<Written, Refused> {
+    ) -> Result<u64, Refused> {
         if !self.is_connected() {
             return Err(Refused::Failed(disconnected()));
         }
         let mut message = PublishMessage::build().payload(payload);
-        if let Some(headers) = headers {
+        // Even if there are none, they would take room.
+        if !headers.is_empty() {
             message = message.headers(headers);
-        }
-        if let Some(id) = id {
-            message = message.message_id(id);
         }
         if let Some(expected) = expected {
             message = message.expected_last_subject_sequence(expected);
         }
         let ack = self.context.send_publish(subject, message).await.map_err(refused)?;
-        let ack = ack.await.map_err(refused)?;
-        Ok(Written { sequence: ack.sequence, duplicate: ack.duplicate })
+        Ok(ack.await.map_err(refused)?.sequence)
     }
 
     async fn load(&self, stream: &Stream<()>, which: Which) -> Result<Option<StreamMessage>, QueueError> {
@@ -137,30 +119,24 @@ impl Store {
             return Err(disconnected());
         }
         if self.alone {
-            let get = match which {
-                Which::At(sequence) => stream.direct_get_builder().sequence(sequence),
-                Which::Last(subject) => stream.direct_get_builder().last_by_subject(subject),
-                Which::Next(subject, from) => {
-                    stream.direct_get_builder().sequence(from).next_by_subject(subject)
-                }
+            let get = stream.direct_get_builder();
+            let got = match which {
+                Which::At(sequence) => get.sequence(sequence).send().await,
+                Which::Last(subject) => get.last_by_subject(subject).send().await,
             };
-            return match get.send().await {
-                Ok(message) => Ok(Some(message)),
+            return match got {
                 Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-                Err(error) => Err(unavailable(error)),
+                got => got.map(Some).map_err(unavailable),
             };
         }
-        let get = match which {
-            Which::At(sequence) => stream.raw_message_builder().sequence(sequence),
-            Which::Last(subject) => stream.raw_message_builder().last_by_subject(subject),
-            Which::Next(subject, from) => {
-                stream.raw_message_builder().sequence(from).next_by_subject(subject)
-            }
+        let get = stream.raw_message_builder();
+        let got = match which {
+            Which::At(sequence) => get.sequence(sequence).send().await,
+            Which::Last(subject) => get.last_by_subject(subject).send().await,
         };
-        match get.send().await {
-            Ok(message) => Ok(Some(message)),
+        match got {
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(unavailable(error)),
+            got => got.map(Some).map_err(unavailable),
         }
     }
 
@@ -170,107 +146,89 @@ impl Store {
     }
 
     /// A delivery. `None`: it is gone, or the message is not a delivery.
-    pub(super) async fn delivery(&self, which: Which) -> Result<Option<Stored>, QueueError> {
-        Ok(self.message(which).await?.and_then(Stored::read))
+    pub(super) async fn delivery(&self, sequence: u64) -> Result<Option<Stored>, QueueError> {
+        Ok(self.message(Which::At(sequence)).await?.and_then(Stored::read))
     }
 
-    /// A job's record, with its sequence.
-    pub(super) async fn record(
-        &self,
-        webhook: &str,
-        job: &JobKey,
-    ) -> Result<Option<(u64, JobRecord)>, QueueError> {
-        let subject = self.names.record(webhook, job);
-        let Some(message) = self.last_of_jobs(subject).await? else { return Ok(None) };
-        let record = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
-            tracing::error!(job = %job.id(), %error, "a job's record cannot be read: the job waits again");
-            JobRecord::waiting(&[])
-        });
-        Ok(Some((message.sequence, record)))
+    /// A job's delivery, if it is where it was: another one may be there now.
+    pub(super) async fn delivery_of(&self, job: &JobKey) -> Result<Option<Stored>, QueueError> {
+        Ok(self.delivery(job.sequence).await?.filter(|delivery| delivery.meta.has(job)))
     }
 
-    /// The last message of a subject of the stream of records.
-    pub(super) async fn last_of_jobs(&self, subject: String) -> Result<Option<StreamMessage>, QueueError> {
-        self.load(&self.jobs, Which::Last(subject)).await
+    /// A job's record.
+    pub(super) async fn record(&self, job: &JobKey) -> Result<Option<JobRecord>, QueueError> {
+        let message = self.load(&self.jobs, Which::Last(self.names.of_job('j', job))).await?;
+        Ok(message.map(|message| JobRecord::read(message.sequence, &message.payload)))
     }
 
-    /// The records of some jobs of one webhook, in their order.
+    /// The records of some jobs, in their order.
     pub(super) async fn records(
         &self,
-        webhook: &str,
         jobs: impl IntoIterator<Item = JobKey>,
-    ) -> Result<Vec<(JobKey, Option<(u64, JobRecord)>)>, QueueError> {
+    ) -> Result<Vec<(JobKey, Option<JobRecord>)>, QueueError> {
         let records = jobs.into_iter().map(|job| async {
-            let record = self.record(webhook, &job).await?;
+            let record = self.record(&job).await?;
             Ok((job, record))
         });
         join_all(records).await.into_iter().collect()
     }
 
-    /// Writes a job's record in the place of that at `sequence`, 0 for none.
-    pub(super) async fn write(
-        &self,
-        webhook: &str,
-        job: &JobKey,
-        sequence: u64,
-        record: &JobRecord,
-    ) -> Result<u64, Refused> {
-        let subject = self.names.record(webhook, job);
-        let payload = record.payload(self.client.max_payload().saturating_sub(HEADERS));
-        let written = self.publish(subject, None, payload, None, Some(sequence)).await?;
-        Ok(written.sequence)
-    }
-
-    /// Marks a job as dead, or takes the mark away.
-    pub(super) async fn mark(&self, webhook: &str, job: &JobKey, dead: bool) -> Result<(), QueueError> {
-        let subject = self.names.mark(webhook, job);
-        if dead {
-            return match self.publish(subject, None, Bytes::new(), None, None).await {
-                Ok(_) => Ok(()),
-                Err(Refused::Failed(error)) => Err(error),
-                Err(Refused::Full | Refused::Stale) => Err(QueueError::Full),
-            };
+    /// Writes a job's record in the place of the one that was read.
+    ///
+    /// A dead letter is marked first: whatever is lost afterwards, none is without its mark. One mark too many can be left.
+    pub(super) async fn write(&self, job: &JobKey, mut record: JobRecord) -> Result<(), Refused> {
+        let is_dead = record.state == Some(JobState::Dead);
+        if is_dead && record.mark.is_none() {
+            let mark =
+                self.publish(self.names.of_job('x', job), HeaderMap::new(), Bytes::new(), None).await?;
+            record.mark = Some(mark);
         }
-        self.jobs.purge().filter(subject).await.map(drop).map_err(unavailable)
+        let unmarked = if is_dead { None } else { record.mark.take() };
+        let payload = record.payload(self.client.max_payload().saturating_sub(HEADERS));
+        self.publish(self.names.of_job('j', job), HeaderMap::new(), payload, Some(record.sequence)).await?;
+        if let Some(mark) = unmarked
+            && let Err(error) = self.delete_record(mark).await
+        {
+            tracing::debug!(%error, "a dead letter is counted that is none: the next start sees to it");
+        }
+        Ok(())
     }
 
     /// The jobs that are marked as dead under these subjects.
-    pub(super) async fn marked(&self, subjects: String) -> Result<Vec<(String, JobKey)>, QueueError> {
+    pub(super) async fn marked(&self, subjects: String) -> Result<Vec<JobKey>, QueueError> {
         let info = self.jobs.info_builder().subjects(subjects).fetch();
         let mut subjects = info.await.map_err(unavailable)?;
         let mut marked = Vec::new();
         while let Some(subject) = subjects.next().await {
-            let (subject, _) = subject.map_err(unavailable)?;
-            marked.extend(self.names.read_job(&subject));
+            marked.extend(self.names.read_job(&subject.map_err(unavailable)?.0));
         }
         Ok(marked)
     }
 
-    /// Takes all marks under these subjects away that were made before this sequence of the stream.
-    pub(super) async fn unmark(&self, subjects: String, before: u64) -> Result<(), QueueError> {
-        self.jobs.purge().filter(subjects).sequence(before).await.map(drop).map_err(unavailable)
+    /// Takes the mark of a job away that is not dead.
+    pub(super) async fn unmark(&self, job: &JobKey) -> Result<(), QueueError> {
+        self.jobs.purge().filter(self.names.of_job('x', job)).await.map(drop).map_err(unavailable)
     }
 
     /// Writes what stays of a delivery that goes, if one of its jobs was delivered this lately.
     pub(super) async fn remember(
         &self,
-        webhook: &str,
-        id: &str,
-        digest: &str,
+        meta: &Meta,
         delivered: Option<SystemTime>,
         lately: Duration,
     ) -> Result<(), QueueError> {
         let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default();
         let Some(delivered) = delivered.filter(|at| age(*at) < lately) else { return Ok(()) };
-        let gone = Gone { digest: digest.to_owned(), finished: millis(delivered) };
-        let payload = Bytes::from(serde_json::to_vec(&gone).unwrap_or_default());
-        self.publish(self.names.known(webhook, id), None, payload, None, None).await?;
+        let gone = Gone { digest: meta.digest.clone(), finished: millis(delivered) };
+        let payload = serde_json::to_vec(&gone).unwrap_or_default().into();
+        let subject = self.names.known(&meta.webhook, meta.id.as_bytes());
+        self.publish(subject, HeaderMap::new(), payload, None).await?;
         Ok(())
     }
 
     /// What stayed of a delivery that is gone.
-    pub(super) async fn remembered(&self, webhook: &str, id: &str) -> Result<Option<Gone>, QueueError> {
-        let message = self.last_of_jobs(self.names.known(webhook, id)).await?;
+    pub(super) async fn remembered(&self, webhook: &str, id: &[u8]) -> Result<Option<Gone>, QueueError> {
+        let message = self.load(&self.jobs, Which::Last(self.names.known(webhook, id))).await?;
         Ok(message.and_then(|message| serde_json::from_slice(&message.payload).ok()))
     }
 
@@ -279,7 +237,7 @@ impl Store {
         self.delete(&self.names.deliveries, sequence).await.map(drop)
     }
 
-    /// Deletes a job's record. False: it is gone already.
+    /// Deletes a message of the stream of records. False: it is gone already.
     pub(super) async fn delete_record(&self, sequence: u64) -> Result<bool, QueueError> {
         self.delete(&self.names.jobs, sequence).await
     }
@@ -313,14 +271,9 @@ impl Store {
         Scan::new(&self.deliveries, filter, from, true).await
     }
 
-    /// The records of all jobs from `from` on, those that were written longest ago first.
-    pub(super) async fn scan_records(&self, from: u64) -> Result<Scan, QueueError> {
-        Scan::new(&self.jobs, self.names.all_records(), from, false).await
-    }
-
-    /// The IDs whose deliveries are gone, those that went longest ago first.
-    pub(super) async fn scan_known(&self) -> Result<Scan, QueueError> {
-        Scan::new(&self.jobs, self.names.all_known(), 1, true).await
+    /// What is in the stream of records from `from` on under these subjects, what was written longest ago first.
+    pub(super) async fn scan_records(&self, filter: String, from: u64) -> Result<Scan, QueueError> {
+        Scan::new(&self.jobs, filter, from, false).await
     }
 
     /// The consumers of the deliveries.
@@ -376,9 +329,9 @@ impl Scan {
         Ok(Self { consumer, stream: stream.clone(), left, batch: Vec::new().into_iter() })
     }
 
-    /// How many messages there are yet.
-    pub(super) fn left(&self) -> u64 {
-        self.left.saturating_add(u64::try_from(self.batch.len()).unwrap_or(0))
+    /// Ends after so many messages.
+    pub(super) fn at_most(self, most: u64) -> Self {
+        Self { left: self.left.min(most), ..self }
     }
 
     /// The next message with its sequence.
@@ -437,10 +390,6 @@ pub(super) fn failed(error: &(impl Error + ?Sized)) -> QueueError {
 
 /// The text of an error without what the library writes for those who look for its mistakes.
 pub(super) fn plain(text: &str) -> String {
-    if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
-        return "the certificate of the NATS server is not of an authority that is trusted: name its authority by `queue.ca`"
-            .to_owned();
-    }
     text.replace(", None", "").replace("Some(\"", "").replace("\")", "")
 }
 

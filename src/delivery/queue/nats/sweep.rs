@@ -7,7 +7,6 @@
 //! letters for one, is not looked at each time.
 
 use std::{
-    collections::HashMap,
     sync::atomic::Ordering,
     time::{Duration, SystemTime},
 };
@@ -18,25 +17,24 @@ use tokio::time::Instant;
 use super::{
     Shared,
     record::JobRecord,
-    store::{AT_ONCE, Scan, Store, Which, info_of},
-    wire::{JobKey, Stored},
+    store::{AT_ONCE, Scan, Store, info_of},
+    wire::JobKey,
 };
 use crate::delivery::queue::{QueueError, Retention, State};
 
 /// For how long a message may be in somebody's hand who has not looked at its record yet.
-pub(super) const IN_HAND: Duration = Duration::from_secs(60);
+const IN_HAND: Duration = Duration::from_secs(60);
 /// Room is looked for again after this time, if there was none.
 const AGAIN: Duration = Duration::from_millis(500);
-/// What stays for long may stay longer by one part in so many.
+/// What stays for long may stay longer by one part in so many: so seldom a sweep begins at the beginning.
 const LATE: u32 = 100;
 
 /// How far the sweeps have come.
 #[derive(Debug, Default)]
 pub(super) struct Swept {
-    /// Every record before this one was looked at.
+    /// Every record before this one was looked at since they began at the beginning.
     from: u64,
-    /// When one of them may be forgotten. `None`: none of them was looked at.
-    due: Option<SystemTime>,
+    began: Option<Instant>,
 }
 
 /// How far making room has come.
@@ -49,116 +47,47 @@ pub(super) struct Room {
 }
 
 /// A record as a scan finds it.
-struct Found {
-    sequence: u64,
-    written: SystemTime,
-    webhook: String,
-    job: JobKey,
-    record: JobRecord,
+pub(super) struct Found {
+    pub(super) written: SystemTime,
+    pub(super) job: JobKey,
+    pub(super) record: JobRecord,
 }
 
 impl Shared {
-    /// When a job may be forgotten.
-    fn leaves(&self, record: &JobRecord) -> Option<SystemTime> {
+    /// Whether a job may be forgotten now because it is old.
+    fn is_old(&self, record: &JobRecord) -> bool {
         let Retention { retain, dead_retain, .. } = self.retention;
-        let stays = match record.state() {
-            Some(State::Waiting) => return None,
+        let stays = match record.state {
+            Some(State::Waiting) => return false,
             Some(State::Dead) => dead_retain,
             Some(State::Delivered | State::Coalesced) => retain,
             None => retain.max(IN_HAND),
         };
-        record.finished()?.checked_add(stays)
+        let leaves = record.finished().and_then(|at| at.checked_add(stays));
+        leaves.is_some_and(|at| at <= SystemTime::now())
     }
 
     /// Forgets what is older than it may be, and makes room before there is none.
     pub(super) async fn sweep(&self, store: &Store, swept: &mut Swept) -> Result<(), QueueError> {
-        let now = SystemTime::now();
         let Retention { retain, dead_retain, max_bytes } = self.retention;
-        let [deliveries, jobs] = store.infos().await?;
-        if self.untidy.swap(false, Ordering::Relaxed)
-            && let Err(error) = self.tidy(store).await
-        {
-            self.untidy.store(true, Ordering::Relaxed);
-            return Err(error);
+        if swept.began.is_none_or(|at| at.elapsed() >= retain.max(dead_retain) / LATE) {
+            *swept = Swept { from: 1, began: Some(Instant::now()) };
         }
-        let again = swept.due.is_none_or(|due| due <= now) || swept.from > jobs.state.last_sequence + 1;
-        if again {
-            *swept = Swept { from: 1, due: None };
-        }
+        let age = |at: SystemTime| SystemTime::now().duration_since(at).unwrap_or_default();
         // What comes after a young one is as young.
-        let young = now.checked_sub(retain.min(dead_retain)).unwrap_or(SystemTime::UNIX_EPOCH);
-        let late = retain.max(dead_retain) / LATE;
-        let far = now.checked_add(retain.max(dead_retain)).unwrap_or(now);
-        let mut due = swept.due.unwrap_or(far);
-        let mut scan = store.scan_records(swept.from).await?;
-        let mut some = Vec::new();
-        let mut from = jobs.state.last_sequence.saturating_add(1);
-        while let Some(found) = next(store, &mut scan).await? {
-            if found.written > young {
-                from = found.sequence;
-                break;
-            }
-            match self.leaves(&found.record) {
-                Some(leaves) if leaves <= now => some.push(found),
-                Some(leaves) => due = due.min(leaves),
-                None => {}
-            }
-            if some.len() >= AT_ONCE {
-                self.forget(store, &mut some, |record| self.leaves(record).is_some_and(|at| at <= now))
-                    .await?;
-            }
-        }
-        self.forget(store, &mut some, |record| self.leaves(record).is_some_and(|at| at <= now)).await?;
-        scan.end().await;
-        *swept = Swept { from, due: Some(due.max(now.checked_add(late).unwrap_or(now))) };
-        let mut known = store.scan_known().await?;
+        let is_young = |found: &Found| age(found.written) < retain.min(dead_retain);
+        swept.from = self.pass(store, swept.from, |record| self.is_old(record), is_young).await?;
+        let mut known = store.scan_records(store.names.all('k'), 1).await?;
         while let Some((sequence, message)) = known.next().await? {
-            let gone: SystemTime = info_of(&message)?.published.into();
-            if now.duration_since(gone).unwrap_or_default() < self.window {
+            if age(info_of(&message)?.published.into()) < self.window {
                 break;
             }
             store.delete_record(sequence).await?;
         }
         known.end().await;
         // Nine tenths.
-        if deliveries.state.bytes.saturating_add(jobs.state.bytes) >= max_bytes / 10 * 9 {
+        if self.note_bytes(&store.infos().await?) >= max_bytes / 10 * 9 {
             drop(self.make_room(store).await);
-        }
-        Ok(())
-    }
-
-    /// Puts right what a process that was killed, or a stream that was lost, has left: dead letters without a mark, marks of
-    /// others, and records of deliveries that are gone.
-    async fn tidy(&self, store: &Store) -> Result<(), QueueError> {
-        let marked = store.marked(store.names.marks(None, None)).await?;
-        let mut marked: HashMap<_, _> = marked.into_iter().map(|(webhook, job)| (job, webhook)).collect();
-        let mut scan = store.scan_records(1).await?;
-        let mut gone: u64 = 0;
-        while let Some(Found { sequence, webhook, job, record, .. }) = next(store, &mut scan).await? {
-            let is_dead = record.state() == Some(State::Dead);
-            if !is_dead && record.state() != Some(State::Waiting) {
-                continue;
-            }
-            if delivery_of(store, &job).await?.is_none() {
-                gone = gone.saturating_add(1);
-                store.delete_record(sequence).await?;
-            } else if is_dead && marked.remove(&job).is_none() {
-                store.mark(&webhook, &job, true).await?;
-            }
-        }
-        scan.end().await;
-        if gone > 0 {
-            tracing::error!(
-                stream = store.names.deliveries,
-                gone,
-                "deliveries that waited or were dead are gone from the stream: it was lost, cleared or restored"
-            );
-        }
-        for (job, webhook) in marked {
-            let record = store.record(&webhook, &job).await?;
-            if record.is_none_or(|(_, record)| record.state() != Some(State::Dead)) {
-                store.mark(&webhook, &job, false).await?;
-            }
         }
         Ok(())
     }
@@ -172,38 +101,14 @@ impl Shared {
         }
         let max_bytes = self.retention.max_bytes;
         let enough = max_bytes / 10 * 9;
-        let [deliveries, jobs] = store.infos().await?;
-        let mut bytes = deliveries.state.bytes.saturating_add(jobs.state.bytes);
-        if bytes >= enough {
-            if room.from > jobs.state.last_sequence {
-                room.from = 1;
-            }
-            let may_go = |record: &JobRecord| {
-                matches!(record.state(), Some(State::Delivered | State::Coalesced) | None)
-            };
-            let mut scan = store.scan_records(room.from).await?;
-            let mut some = Vec::new();
-            while bytes >= enough {
-                let found = next(store, &mut scan).await?;
-                let end = found.is_none();
-                if let Some(found) = found {
-                    room.from = found.sequence.saturating_add(1);
-                    if may_go(&found.record) {
-                        some.push(found);
-                    }
-                }
-                if end || some.len() >= AT_ONCE {
-                    self.forget(store, &mut some, may_go).await?;
-                    bytes = store.bytes().await?;
-                }
-                if end {
-                    break;
-                }
-            }
-            scan.end().await;
+        let bytes = || self.bytes.load(Ordering::Relaxed);
+        let infos = store.infos().await?;
+        if self.note_bytes(&infos) >= enough {
+            let from = if room.from > infos[1].state.last_sequence { 1 } else { room.from };
+            let may_go = |record: &JobRecord| !matches!(record.state, Some(State::Waiting | State::Dead));
+            room.from = self.pass(store, from, may_go, |_| bytes() < enough).await?;
         }
-        self.bytes.store(bytes, Ordering::Relaxed);
-        if bytes >= max_bytes || (bytes >= enough && self.full.load(Ordering::Relaxed)) {
+        if bytes() >= max_bytes || (bytes() >= enough && self.full.load(Ordering::Relaxed)) {
             room.failed = Some(Instant::now());
             return Err(QueueError::Full);
         }
@@ -211,54 +116,69 @@ impl Shared {
         Ok(())
     }
 
-    /// Forgets the jobs of the deliveries of these records, of which all jobs may go.
-    async fn forget(
+    /// Goes through the records from `from` on and forgets the deliveries of which all jobs may go, until it is told to end.
+    /// Where that was.
+    async fn pass(
         &self,
         store: &Store,
-        some: &mut Vec<Found>,
+        from: u64,
         may_go: impl Fn(&JobRecord) -> bool,
-    ) -> Result<(), QueueError> {
-        let may_go = &may_go;
-        let all = some.drain(..).map(|found| self.forget_one(store, found, may_go));
-        join_all(all).await.into_iter().collect()
+        ends: impl Fn(&Found) -> bool,
+    ) -> Result<u64, QueueError> {
+        let mut scan = store.scan_records(store.names.all('j'), from).await?;
+        let mut from = from;
+        loop {
+            let mut some = Vec::new();
+            let mut ended = true;
+            while let Some(found) = next(store, &mut scan).await?.filter(|found| !ends(found)) {
+                from = found.record.sequence.saturating_add(1);
+                if may_go(&found.record) {
+                    some.push(found);
+                }
+                if some.len() >= AT_ONCE {
+                    ended = false;
+                    break;
+                }
+            }
+            let all = some.into_iter().map(|found| self.forget(store, found, &may_go));
+            join_all(all).await.into_iter().collect::<Result<(), _>>()?;
+            self.note_bytes(&store.infos().await?);
+            if ended {
+                scan.end().await;
+                return Ok(from);
+            }
+        }
     }
 
-    async fn forget_one(
+    /// Forgets the jobs of a record's delivery, if all of them may go: the last one that may takes all with it.
+    async fn forget(
         &self,
         store: &Store,
         found: Found,
         may_go: impl Fn(&JobRecord) -> bool,
     ) -> Result<(), QueueError> {
-        let Found { sequence, webhook, job, record, .. } = found;
-        let others = record.destinations.iter().filter(|name| **name != job.destination);
-        let others = others.map(|destination| JobKey { destination: destination.clone(), ..job.clone() });
-        let others = store.records(&webhook, others).await?;
-        let delivery = delivery_of(store, &job).await?;
-        let mut jobs = vec![(sequence, job.clone(), record)];
-        for (job, other) in others {
-            match other {
-                Some((sequence, record)) if may_go(&record) => jobs.push((sequence, job, record)),
-                // The last one that may go takes all with it. Without a delivery nobody waits for the others.
-                Some(_) => return Ok(()),
-                None if delivery.is_some() => return Ok(()),
-                None => {}
+        let Found { job, record, .. } = found;
+        let delivery = store.delivery_of(&job).await?;
+        let mut jobs = vec![(job.clone(), record)];
+        if let Some(delivery) = &delivery {
+            let others = delivery.jobs().filter(|other| *other != job);
+            for (other, record) in store.records(others).await? {
+                let Some(record) = record.filter(&may_go) else { return Ok(()) };
+                jobs.push((other, record));
             }
-        }
-        if let Some(Stored { meta, .. }) = delivery {
-            let delivered = jobs.iter().filter(|(_, _, record)| record.state() == Some(State::Delivered));
-            let delivered = delivered.filter_map(|(_, _, record)| record.finished()).max();
-            let (id, digest) = (meta.delivery_id(), &meta.digest);
-            store.remember(&webhook, &id, digest, delivered, self.window).await?;
+            let delivered = jobs.iter().filter(|(_, record)| record.state == Some(State::Delivered));
+            let delivered = delivered.filter_map(|(_, record)| record.finished()).max();
+            store.remember(&delivery.meta, delivered, self.window).await?;
             store.delete_delivery(job.sequence).await?;
         }
-        for (sequence, job, record) in jobs {
-            let dead = record.state() == Some(State::Dead);
-            if dead {
-                store.mark(&webhook, &job, false).await?;
-            }
+        for (job, record) in jobs {
             // Another replica may have been here first; then it is not to be counted twice.
-            if store.delete_record(sequence).await? && dead {
-                tracing::warn!(job = %job.id(), webhook, "a dead letter was dropped: it is older than `dead_retain`");
+            let was_there = store.delete_record(record.sequence).await?;
+            if let Some(mark) = record.mark {
+                store.delete_record(mark).await?;
+            }
+            if was_there && record.state == Some(State::Dead) {
+                tracing::warn!(job = %job.id(), webhook = job.webhook, "a dead letter was dropped: it is older than `dead_retain`");
                 self.dead_dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -266,21 +186,13 @@ impl Shared {
     }
 }
 
-/// A job's delivery, if it is where it was: another one may be there now.
-async fn delivery_of(store: &Store, job: &JobKey) -> Result<Option<Stored>, QueueError> {
-    let delivery = store.delivery(Which::At(job.sequence)).await?;
-    Ok(delivery.filter(|delivery| delivery.meta.has(job)))
-}
-
 /// The next record.
-async fn next(store: &Store, scan: &mut Scan) -> Result<Option<Found>, QueueError> {
+pub(super) async fn next(store: &Store, scan: &mut Scan) -> Result<Option<Found>, QueueError> {
     while let Some((sequence, message)) = scan.next().await? {
-        if let Some((webhook, job)) = store.names.read_job(&message.subject)
-            && let Ok(record) = serde_json::from_slice(&message.payload)
-            && let Ok(info) = message.info()
-        {
-            let written = info.published.into();
-            return Ok(Some(Found { sequence, written, webhook, job, record }));
+        if let Some(job) = store.names.read_job(&message.subject) {
+            let (written, record) =
+                (info_of(&message)?.published.into(), JobRecord::read(sequence, &message.payload));
+            return Ok(Some(Found { written, job, record }));
         }
     }
     Ok(None)

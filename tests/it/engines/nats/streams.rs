@@ -18,8 +18,7 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, RetentionPolicy, Source, StorageType},
 };
 use futures_util::StreamExt;
-use hookgate::delivery::queue::{Enqueued, Filter, Health, Policy, Queue, Retention, State};
-
+use hookgate::delivery::queue::{Death, Enqueued, Filter, Health, Policy, Queue, Retention, State};
 use tokio::task::JoinSet;
 
 use super::{is_not_ready, is_ready, opened, settings};
@@ -125,8 +124,6 @@ async fn a_stream_that_is_older_than_the_other_takes_nothing_of_what_comes_later
             let mut server = NatsServer::start();
             let mut queue = ready(&server, Retention::default(), WINDOW).await;
             some(&*queue, "long before", 10).await;
-            // The consumers write down where they are.
-            tokio::time::sleep(Duration::from_millis(1500)).await;
             server.kill();
             is_not_ready(&*queue).await;
             let folder = server.folder_of(older);
@@ -135,7 +132,6 @@ async fn a_stream_that_is_older_than_the_other_takes_nothing_of_what_comes_later
             server.restart();
             is_ready(&*queue).await;
             some(&*queue, "before", 10).await;
-            tokio::time::sleep(Duration::from_millis(1500)).await;
             server.kill();
             is_not_ready(&*queue).await;
             if !running {
@@ -232,6 +228,66 @@ async fn records_have_no_limit_of_their_own() {
     ack(lease).await;
     assert_eq!(deliver_all(&*queue, Duration::from_millis(300)).await, [""; 0]);
     assert_eq!(all(&*queue).await[0].state, State::Delivered);
+}
+
+/// A record that nobody can read: if its job is still to be brought, it is made once more; else it is a dead letter, which
+/// can be called back. Neither goes on for ever.
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_set_aside() {
+    let server = NatsServer::start();
+    let queue = ready(&server, Retention::default(), WINDOW).await;
+    let jetstream = jetstream(&server).await;
+    let garbage = async |sequence: u64| {
+        let jobs = jetstream.get_stream("HOOKGATE_JOBS").await.unwrap();
+        let subject = jobs.get_raw_message(sequence).await.unwrap().subject;
+        jetstream.publish(subject, "garbage".into()).await.unwrap().await.unwrap();
+    };
+    for id in ["waiting", "delivered"] {
+        enqueue(&*queue, delivery(id)).await;
+    }
+    let first = lease(&*queue, "app").await;
+    let failed = attempt(&first, 503);
+    first.retry(Duration::from_secs(1), failed).await.unwrap();
+    garbage(1).await;
+    ack(lease(&*queue, "app").await).await;
+    garbage(3).await;
+    let again = lease(&*queue, "app").await;
+    assert_eq!(id_of(&again), "waiting");
+    ack(again).await;
+    let states = async |queue: &dyn Queue| {
+        all(queue).await.into_iter().map(|it| (it.delivery_id, it.state, it.death)).collect::<Vec<_>>()
+    };
+    let set_aside = [
+        ("delivered".to_owned(), State::Dead, Some(Death::Damaged)),
+        ("waiting".to_owned(), State::Delivered, None),
+    ];
+    assert_eq!(states(&*queue).await, set_aside);
+    assert_eq!(deliver_all(&*queue, Duration::from_millis(300)).await, [""; 0]);
+    queue.close().await.unwrap();
+    let queue = opened(&settings(&server.url()));
+    is_ready(&*queue).await;
+    eventually("it is counted", async || depth(&*queue, "app").await.dead == 1).await;
+    assert_eq!(states(&*queue).await, set_aside);
+    assert_eq!(deliver_all(&*queue, Duration::from_millis(300)).await, [""; 0]);
+    assert_eq!(queue.redeliver(&Filter { states: vec![State::Dead], ..Filter::default() }).await, Ok(1));
+    assert_eq!(deliver_all(&*queue, Duration::from_millis(300)).await, ["delivered"]);
+}
+
+/// Some records only are purged, of what ended long ago: nothing says any more how that ended, so it is made again.
+#[tokio::test]
+async fn records_that_are_purged_one_by_one_are_missed() {
+    let mut server = NatsServer::start();
+    let queue = ready(&server, Retention::default(), WINDOW).await;
+    enqueue(&*queue, delivery("dead")).await;
+    kill(lease(&*queue, "app").await).await;
+    some(&*queue, "after", 5).await;
+    let jobs = jetstream(&server).await.get_stream("HOOKGATE_JOBS").await.unwrap();
+    // The first one is its mark.
+    let record = jobs.get_raw_message(2).await.unwrap();
+    jobs.purge().filter(record.subject.to_string()).await.unwrap();
+    server.restart();
+    is_ready(&*queue).await;
+    assert_eq!(id_of(&lease(&*queue, "app").await), "dead");
 }
 
 async fn refusal(queue: &dyn Queue) -> String {
@@ -351,8 +407,13 @@ async fn dead_letters_cost_nothing_when_nothing_happens() {
     }
     enqueue(&*queue, delivery("waiting")).await;
     eventually("they are counted", async || depth(&*queue, "app").await.dead == 200).await;
-    // The floors are written down.
-    tokio::time::sleep(Duration::from_millis(2500)).await;
+    // What the server has not heard yet is still to be counted.
+    let stream = jetstream(&server).await.get_stream("HOOKGATE").await.unwrap();
+    eventually("the dead are done with", async || {
+        let consumer = stream.consumer_info("esc~app").await.unwrap();
+        consumer.ack_floor.stream_sequence == 200
+    })
+    .await;
     depth(&*queue, "app").await;
     let mut tasks = JoinSet::new();
     let counts = requests(&server, "$JS.API.STREAM.INFO.HOOKGATE_JOBS", "subjects_filter", &mut tasks).await;
