@@ -3,7 +3,7 @@
 //! [`Guarded`] stands between hyper and the socket. It ends connections that are silent, slow with a head, idle,
 //! or do not read their answer, after their time or when they must give way to others ([`super::crowd`]); it watches the
 //! framing; and it lets an answer to an unread body arrive before the connection is closed. The deadline of a body is not
-//! here: it is the request's, see [`super::body`].
+//! here: it is the request's, and is set where its body is read.
 
 use std::{
     borrow::Cow,
