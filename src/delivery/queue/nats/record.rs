@@ -47,7 +47,7 @@ pub(super) struct JobRecord {
 }
 
 impl JobRecord {
-    /// What a record says. One that cannot be read is that of a dead letter: a person has to look at it.
+    /// What a record says. One that cannot be read is that of a dead letter: a person must look at it.
     pub(super) fn read(sequence: u64, payload: &[u8]) -> Self {
         match serde_json::from_slice(payload) {
             Ok(record) => Self { sequence, ..record },

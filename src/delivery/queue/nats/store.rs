@@ -189,7 +189,7 @@ impl Store {
         if let Some(mark) = unmarked
             && let Err(error) = self.delete_record(mark).await
         {
-            tracing::debug!(%error, "a dead letter is counted that is none: the next start sees to it");
+            tracing::debug!(%error, "a job is still counted as a dead letter: the next connection corrects that");
         }
         Ok(())
     }
