@@ -1,4 +1,4 @@
-//! The forms in which a delivery is handed on, one file a format: what is sent, and what a status of the answer means.
+//! The forms in which a delivery is forwarded, one file a format: what is sent, and what a status of the answer means.
 //!
 //! A format is pure. It makes the content type, headers and body of a request from what was verified, or says why it cannot;
 //! how these become bytes on a connection is written here, once for all of them.
@@ -13,7 +13,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use super::parcel::Parcel;
 use crate::{upstream::OutboundRequest, webhook::headers};
 
-/// The form in which a delivery is handed on.
+/// The form in which a delivery is forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Format {
     /// As it came: the verified bytes, unchanged.
