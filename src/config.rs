@@ -9,6 +9,7 @@
 
 mod certificates;
 mod destination;
+mod events;
 mod file;
 mod fingerprint;
 mod look;
@@ -19,7 +20,9 @@ mod patterns;
 mod queue;
 mod reader;
 mod report;
+mod tables;
 mod units;
+mod values;
 mod webhook;
 
 use std::{

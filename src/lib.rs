@@ -38,7 +38,9 @@
 //! 4. Metrics and log are fed by those joints and unknown to [`webhook`].
 //! 5. Settings live with what they set; [`config`] imports those, and only [`app`] and [`cli`] import [`config`].
 //!
-//! `tests/house.rs` holds rules 1, 2 and 5.
+//! 6. No files import each other in a circle, besides a file and the rooms behind it.
+//!
+//! `tests/house.rs` holds all but rule 3, over everything that a file reaches.
 //!
 //! # Glossary
 //!
@@ -67,7 +69,6 @@
 //! | parcel | what is forwarded: the verified body with its headers and its name |
 //! | place | a permit for one connection of a crowd |
 //! | recipient | a destination of a webhook, by both names; waiting jobs belong to it |
-//! | rest | an idle connection rests: it is put away, and costs a few kilobytes until its next byte |
 //! | strangers | senders without a verified signature; their lines in the log are limited |
 //! | trail | what is known of a request so far, for its line in the log |
 //! | verdict | how an attempt ends a lease: done, again later, or dead; in [`webhook::filter`], whether a delivery is wanted |

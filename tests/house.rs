@@ -6,11 +6,16 @@
     reason = "a test may fail by a panic, in its helpers too"
 )]
 
+#[path = "house/imports.rs"]
+mod imports;
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
+
+use imports::Imports;
 
 fn sources(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -45,103 +50,127 @@ fn house() -> Vec<(String, String)> {
     house
 }
 
-/// The modules of ours that code imports by `crate::`, as first path segments, in `use` groups too.
-fn imports(code: &str) -> Vec<String> {
+fn is_in(file: &str, module: &str) -> bool {
+    file == format!("{module}.rs") || file.starts_with(&format!("{module}/"))
+}
+
+/// The imports of all files.
+fn all_imports() -> Imports {
+    let house = house();
+    imports::of(house.iter().map(|(file, code)| (&**file, &**code)))
+}
+
+/// What each room may reach besides itself, over any number of files. What is not here is held by nothing.
+const MAY_REACH: [(&str, &[&str]); 9] = [
+    ("webhook", &[]),
+    ("files", &[]),
+    ("net", &[]),
+    ("server", &["net"]),
+    ("upstream", &["net"]),
+    ("ops", &[]),
+    ("delivery/parcel", &["webhook"]),
+    ("delivery/queue", &["delivery/parcel", "files", "net", "webhook"]),
+    ("delivery/format", &["delivery/parcel", "net", "upstream", "webhook"]),
+];
+
+fn is_of(file: &str, room: &str) -> bool {
+    file == room || file.starts_with(&format!("{room}/"))
+}
+
+/// Where a room reaches what it must not.
+fn forbidden(imports: &Imports) -> Vec<String> {
     let mut found = Vec::new();
-    for (at, _) in code.match_indices("crate::") {
-        let rest = &code[at + "crate::".len()..];
-        if let Some(group) = rest.strip_prefix('{') {
-            // The first segments of a group are those at depth one.
-            let mut depth = 1;
-            let mut segment = String::new();
-            for c in group.chars() {
-                match c {
-                    '{' => depth += 1,
-                    '}' => depth -= 1,
-                    _ => {}
-                }
-                if depth == 1 && (c.is_alphanumeric() || c == '_') {
-                    segment.push(c);
-                } else if depth == 1 && c == ':' && !segment.is_empty() {
-                    found.push(std::mem::take(&mut segment));
-                } else if c == ',' || c == '{' || c == '}' {
-                    segment.clear();
-                }
-                if depth == 0 {
-                    break;
+    for (room, may) in MAY_REACH {
+        for file in imports.keys().filter(|file| is_of(file, room)) {
+            for other in imports::reached(imports, file) {
+                // A door says what the rooms behind it are called, and is no way into them.
+                let is_door = room.starts_with(&format!("{other}/"));
+                if !is_of(other, room) && !is_door && !may.iter().any(|room| is_of(other, room)) {
+                    found.push(format!("{file} reaches {other}"));
                 }
             }
-        } else {
-            found.push(rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect());
+        }
+    }
+    for (file, imported) in imports {
+        let joins = ["app", "cli", "config", "main"].iter().any(|room| is_of(file, room));
+        if !joins && imported.iter().any(|other| is_of(other, "config")) {
+            found.push(format!("{file} imports config"));
         }
     }
     found
 }
 
-fn is_in(file: &str, module: &str) -> bool {
-    file == format!("{module}.rs") || file.starts_with(&format!("{module}/"))
+#[test]
+fn every_room_reaches_only_what_it_may() {
+    let imports = all_imports();
+    for (room, _) in MAY_REACH {
+        assert!(imports.keys().any(|file| is_of(file, room)), "{room} is not there");
+    }
+    let reached = imports::reached(&imports, "ingress/receive");
+    for room in ["server/state", "delivery/dispatch", "webhook/signature", "upstream", "net/target"] {
+        assert!(reached.contains(room), "receive joins {room}: is it seen? {reached:?}");
+    }
+    assert_eq!(forbidden(&imports), [""; 0]);
 }
 
 #[test]
-fn imports_are_found_in_groups_too() {
-    let code = "use crate::{\n    ops::{a, b::c},\n    webhook::d,\n};\nuse crate::app::E;";
-    assert_eq!(imports(code), ["ops", "webhook", "app"]);
+fn no_files_import_each_other_in_a_circle() {
+    assert_eq!(imports::in_circles(&all_imports()), [""; 0]);
 }
 
+/// Each rule is seen to find what breaks it, by whatever way it is imported.
 #[test]
-fn webhook_imports_nothing_of_ours_and_only_backwards() {
+fn what_breaks_a_rule_is_found() {
+    let tree = [
+        ("webhook.rs", "pub mod event;"),
+        ("webhook/event.rs", "fn a() { let b = crate::net::target::parse(1); }"),
+        ("net.rs", "pub mod target;\npub mod tls;"),
+        ("net/target.rs", "use super::{tls::{self, Tls}, other};\nuse crate::config;"),
+        ("net/tls.rs", "use super::target;\n#[cfg(test)]\nmod tests { use crate::app::App; }"),
+        ("config.rs", "use crate::app as it;"),
+        ("app.rs", "pub mod lanes;\nuse self::lanes::Lane;"),
+        ("app/lanes.rs", "use super::App;\nuse std::net::TcpStream;"),
+    ];
+    let imports = imports::of(tree);
+    let of = |file: &str| imports[file].iter().map(String::as_str).collect::<Vec<_>>();
+    assert_eq!(of("webhook/event"), ["net/target"]);
+    assert_eq!(of("net/target"), ["config", "net", "net/tls"]);
+    assert_eq!(of("net/tls"), ["net/target"]);
+    assert_eq!(of("config"), ["app"]);
+    assert_eq!(of("app"), ["app/lanes"]);
+    assert_eq!(of("app/lanes"), ["app"]);
+    assert_eq!(imports::in_circles(&imports), ["net/target", "net/tls"]);
+    let found = forbidden(&imports);
+    for expected in
+        ["webhook/event reaches net/target", "net/tls reaches config", "net/target imports config"]
+    {
+        assert!(found.iter().any(|found| found == expected), "{expected}: {found:?}");
+    }
+    assert!(!found.iter().any(|found| found.starts_with("app") || found.starts_with("config ")), "{found:?}");
+}
+
+/// On the path of a request, in its order: a file knows those before it only.
+#[test]
+fn webhook_is_pure_and_imports_backwards() {
     const PATH: [&str; 8] =
         ["mangled", "secret", "signature", "headers", "media_type", "event", "payload", "filter"];
-    let mut seen = BTreeSet::new();
     for (file, code) in house().iter().filter(|(file, _)| is_in(file, "webhook")) {
-        assert_eq!(imports(code), Vec::<String>::new(), "{file}");
         for outside in ["tokio::", "hyper::", "std::net", "std::fs", "std::io", "SystemTime::now", "Instant"]
         {
             assert!(!code.contains(outside), "{file} is pure and must not use {outside}");
         }
-        // The rooms of a file stand where it does.
-        let place = PATH.iter().position(|name| is_in(file, &format!("webhook/{name}")));
-        let Some(place) = place else {
-            assert_eq!(file, "webhook.rs");
-            continue;
-        };
-        seen.insert(place);
-        for later in &PATH[place..] {
-            let forms = [format!("super::{later}"), format!("    {later}::")];
-            assert!(!forms.iter().any(|form| code.contains(form)), "{file} imports {later}");
+    }
+    let imports = all_imports();
+    let place = |file: &str| PATH.iter().position(|name| is_of(file, &format!("webhook/{name}")));
+    let mut seen = BTreeSet::new();
+    for (file, imported) in imports.iter().filter(|(file, _)| file.starts_with("webhook/")) {
+        let at = place(file).unwrap_or_else(|| panic!("{file} has no place on the path"));
+        seen.insert(at);
+        for other in imported.iter().filter_map(|other| place(other)) {
+            assert!(other <= at, "{file} imports {}", PATH[other]);
         }
     }
     assert_eq!(seen.len(), PATH.len());
-}
-
-#[test]
-fn what_does_io_does_not_import_each_other() {
-    let mut seen = 0;
-    for (file, code) in house() {
-        let outside = |room: &str, allowed: &[&str]| {
-            let imported = imports(&code);
-            let foreign = imported.iter().filter(|module| !allowed.contains(&&***module)).count();
-            assert!(!is_in(&file, room) || foreign == 0, "{file} imports {imported:?}");
-            usize::from(is_in(&file, room))
-        };
-        seen += outside("upstream", &["net", "upstream"]);
-        seen += outside("server", &["net", "server"]);
-        seen += outside("net", &["net"]);
-        seen += outside("files", &[]);
-    }
-    assert!(seen > 20, "{seen}");
-}
-
-#[test]
-fn only_app_and_cli_import_config() {
-    let mut importers = Vec::new();
-    for (file, code) in house() {
-        if imports(&code).iter().any(|module| module == "config") && !is_in(&file, "config") {
-            assert!(is_in(&file, "app") || is_in(&file, "cli"), "{file} imports config");
-            importers.push(file);
-        }
-    }
-    assert!(!importers.is_empty());
 }
 
 #[test]
@@ -174,35 +203,6 @@ fn only_stores_take_a_body_for_verified() {
     }
     let known = ["delivery/queue/nats/wire.rs", "delivery/queue/sqlite/rows.rs", "webhook/signature.rs"];
     assert_eq!(users, known.map(str::to_owned).into());
-}
-
-/// What is handed on is a leaf: through it, stores would reach whatever it imports.
-#[test]
-fn stores_know_of_delivery_only_what_is_handed_on() {
-    let mut seen = 0;
-    for (file, code) in house() {
-        let code = shipped(&file, &code);
-        if file == "delivery/parcel.rs" {
-            assert!(
-                imports(code).iter().all(|module| module == "webhook"),
-                "{file} imports {:?}",
-                imports(code)
-            );
-            assert!(!code.contains("super::"), "{file} imports from its own room");
-            seen += 1;
-        }
-        if is_in(&file, "delivery/queue") {
-            for other in ["attempt", "circuit", "dedupe", "destination", "dispatch", "worker"] {
-                assert!(!code.contains(&format!("{other}::")), "{file} imports {other}");
-            }
-            assert!(
-                !code.contains("upstream::") && !code.contains("ops::"),
-                "{file} imports upstream or ops"
-            );
-            seen += 1;
-        }
-    }
-    assert!(seen > 10, "{seen}");
 }
 
 /// What must not come back: phrases that are not English, or hide who does what, each with what to write instead.

@@ -12,7 +12,7 @@ use std::{io::Write, path::PathBuf, time::UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use self::explain::Candidate;
+use self::guess::Candidate;
 use super::{
     Ended, Failure,
     input::{self, NoSecret, SecretSet},

@@ -7,13 +7,15 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
     certificates::{IdentityFiles, authorities, identity},
-    file::{LONGEST, label, unix_path_mistake},
+    events::events,
+    names::destination_name,
     origin::{Source, header_value},
     own::{Own, is_this_machine},
     queue::coalesce,
     reader::{Item, Table},
     report::{quoted, short},
-    webhook::{Around, Queued, Taken, destination_name, events, tables},
+    tables::{Around, Queued, Taken, tables},
+    values::{LONGEST, label, unix_path_mistake},
 };
 use crate::{
     delivery::{

@@ -14,12 +14,13 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     certificates::{IdentityFiles, identity},
-    names::LONGEST as LONGEST_NAME,
     own::Own,
     queue::{Queue, queue},
     reader::{Item, Table, nearest},
     report::{quoted, short},
-    webhook::{Around, Queued, Webhook, webhooks},
+    tables::{Around, Queued},
+    values::{LONGEST, SHORTEST, unix_path_mistake},
+    webhook::{Webhook, webhooks},
 };
 use crate::{
     delivery::{dedupe, worker},
@@ -98,11 +99,6 @@ pub(super) fn ops_listen_in(root: &mut Table<'_>) -> SocketAddr {
 fn section<'c>(root: &mut Table<'c>, name: &'static str) -> Option<Table<'c>> {
     root.take(name)?.table(&format!("a table: write [{name}]"))
 }
-
-/// No wait is shorter than this, or it would never end in time.
-pub(super) const SHORTEST: Duration = Duration::from_millis(1);
-/// No wait is longer: what takes a day is stuck.
-pub(super) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 fn server(mut table: Table<'_>) -> (server::Settings, Option<ServerTls>) {
     const MAX_BODY: usize = 1 << 30;
@@ -287,19 +283,6 @@ fn listen_mode(item: &Item<'_>) -> Option<u32> {
     None
 }
 
-/// What is wrong with the path of a unix socket, if anything is.
-pub(super) fn unix_path_mistake(path: &str) -> Option<&'static str> {
-    /// What the kernel's structure has room for, without the byte that ends it.
-    const MAX_SOCKET_PATH: usize = 107;
-    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
-        Some("the path of a unix socket must be absolute: write \"unix:/run/hookgate/http.sock\"")
-    } else if path.len() > MAX_SOCKET_PATH {
-        Some("the path of a unix socket has at most 107 bytes: choose a shorter one")
-    } else {
-        None
-    }
-}
-
 fn log(mut table: Table<'_>) -> log::Settings {
     let default = log::Settings::default();
     let settings = log::Settings {
@@ -344,21 +327,4 @@ fn dedupe(mut table: Table<'_>) -> dedupe::Settings {
     let window = table.read("window", default.window, |item| item.duration(Duration::ZERO..=longest));
     table.finish();
     dedupe::Settings { window }
-}
-
-/// A name that labels logs and metrics, and is sent in headers.
-pub(super) fn label(item: &Item<'_>) -> Option<String> {
-    const WANTED: &str = "1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-'";
-    let text = item.text(&format!("a name: {WANTED}"))?;
-    let fits = is_label(text);
-    if !fits {
-        item.mistake(format_args!("{} is not a name: it must be {WANTED}", quoted(text)));
-    }
-    fits.then(|| text.to_owned())
-}
-
-/// Whether a text follows the grammar of names.
-pub(super) fn is_label(text: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(allowed)
 }

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use toml::de::{DeTable, DeValue};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::webhook::{destination_name, name_of};
+use super::names::{destination_name, name_of};
 
 /// What the content of files was, by their paths.
 pub(super) type Contents = HashMap<PathBuf, u64>;

@@ -15,10 +15,10 @@ use toml::{de::DeValue, value::Datetime};
 use zeroize::Zeroizing;
 
 use super::{
-    file::label,
     names::{Named, default_name},
     reader::{Item, Table},
     units::instant,
+    values::label,
 };
 use crate::{
     files::{self, Content, ReadError, Why},

@@ -13,11 +13,11 @@ use rustix::fs::{Access, access};
 
 use super::{
     certificates::{authorities, odd_text},
-    file::{LONGEST, SHORTEST},
     origin::warn_of_mode,
     own::is_this_machine,
     reader::{Item, Table},
     units::show_duration,
+    values::{LONGEST, SHORTEST},
 };
 use crate::{
     delivery::{

@@ -29,7 +29,7 @@ use super::{
     rejection::{Answer, Outcome, Reason, Refusal, Rejection},
     route::{Routes, Webhook},
     trace::Trace,
-    trail::{Trail, saw, saw_tag},
+    trail::{Senders, Trail, saw, saw_tag},
 };
 use crate::{
     delivery::{
@@ -143,7 +143,8 @@ impl Handler for Gate {
             .webhook
             .map_or(&*self.unrouted, |webhook| &webhook.metrics)
             .request(answer.outcome.index(), duration);
-        trail.log(self, &head, &routes, &answer, connection, duration);
+        let senders = Senders { proxies: &self.trusted_proxies, strangers: &self.strangers };
+        trail.log(&senders, &head, &routes, &answer, connection, duration);
         answer.into_response(head.headers)
     }
 

@@ -9,20 +9,28 @@ use hyper::{StatusCode, http::request::Parts};
 use tracing::{Level, enabled, info, warn};
 
 use super::{
+    forwarded::TrustedProxies,
     head::Headers,
-    receive::Gate,
     rejection::{Answer, Outcome, Reason, Rejection},
     route::{Routes, Webhook},
     trace::Trace,
 };
 use crate::{
-    ops::log::{STRANGERS, milliseconds, shown},
+    ops::log::{Limiter, STRANGERS, milliseconds, shown},
     server::state::ConnectionState,
     webhook::{
         headers::{DeliveryId, EventKind},
         payload::Tag,
     },
 };
+
+/// What is said of senders.
+pub(super) struct Senders<'g> {
+    /// Whose `X-Forwarded-For` is believed.
+    pub(super) proxies: &'g TrustedProxies,
+    /// Limits the lines that strangers cause.
+    pub(super) strangers: &'g Limiter,
+}
 
 /// What is known of a request.
 #[derive(Default)]
@@ -48,7 +56,7 @@ impl Trail<'_> {
     /// Writes the line.
     pub(super) fn log(
         &mut self,
-        gate: &Gate,
+        senders: &Senders<'_>,
         head: &Parts,
         routes: &Routes,
         answer: &Answer,
@@ -69,13 +77,12 @@ impl Trail<'_> {
             (_, true) => enabled!(Level::WARN),
             (false, false) => enabled!(Level::INFO),
         };
-        if !wanted || (stranger && !gate.strangers.admits(outcome)) {
+        if !wanted || (stranger && !senders.strangers.admits(outcome)) {
             return;
         }
         let headers = Headers::find;
         let trace = *self.trace.get_or_insert_with(|| Trace::of(headers(&head.headers).traceparent, ""));
-        let client =
-            gate.trusted_proxies.client(connection.peer(), connection.client_address(), &head.headers);
+        let client = senders.proxies.client(connection.peer(), connection.client_address(), &head.headers);
         let reason = self.reason.as_ref().map(Reason::text);
         macro_rules! line {
             ($level:ident, $(target: $target:ident,)? $message:literal $(, $($name:ident).+ = $value:expr)*) => {

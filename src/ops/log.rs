@@ -8,6 +8,7 @@ mod json;
 mod limit;
 mod shown;
 mod sink;
+mod timestamp;
 
 use std::{fmt, time::Duration};
 

@@ -13,24 +13,13 @@ use zeroize::Zeroizing;
 
 use super::{
     encoding::Json,
-    guess::{self, Guess, trim_one_newline},
+    guess::{self, Candidate, Guess, trim_one_newline},
     reading::{self, Tag},
 };
 use crate::webhook::{
     secret::Secret,
     signature::{Key, Signature, Verifier},
 };
-
-/// A secret that was given. The first is meant, the others might be.
-#[derive(Debug)]
-pub(super) struct Candidate {
-    /// The option that named it.
-    pub(super) label: String,
-    /// What hookgate takes for the secret.
-    pub(super) secret: Secret,
-    /// The bytes of its source.
-    pub(super) raw: Zeroizing<Vec<u8>>,
-}
 
 /// What was found.
 #[derive(Debug, Default)]

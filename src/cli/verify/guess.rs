@@ -2,8 +2,19 @@
 
 use zeroize::Zeroizing;
 
-use super::{base64, encoding::Json, explain::Candidate};
-use crate::webhook::mangled;
+use super::{base64, encoding::Json};
+use crate::webhook::{mangled, secret::Secret};
+
+/// A secret that was given. The first is meant, the others might be.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    /// The option that named it.
+    pub(super) label: String,
+    /// What hookgate takes for the secret.
+    pub(super) secret: Secret,
+    /// The bytes of its source.
+    pub(super) raw: Zeroizing<Vec<u8>>,
+}
 
 /// A guess: what the sender did otherwise (nothing: as given), and what comes of it.
 pub(super) struct Guess<B> {

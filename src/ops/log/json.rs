@@ -2,11 +2,7 @@
 //!
 //! One line is written for each request, so it is written straight into its place.
 
-use std::{
-    fmt::Debug,
-    io,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{fmt::Debug, io, time::SystemTime};
 
 use serde::{Serialize, Serializer as _};
 use serde_json::{Serializer, ser::Formatter};
@@ -16,7 +12,7 @@ use tracing::{
 };
 use tracing_subscriber::{Layer, layer::Context};
 
-use super::{Sink, shown::misleads, sink::Rank};
+use super::{Sink, shown::misleads, sink::Rank, timestamp::rfc_3339};
 
 /// Writes each event into the sink as a JSON object.
 pub(super) struct Json(pub(super) Sink);
@@ -111,55 +107,11 @@ impl Formatter for Visible {
     }
 }
 
-/// Now, as lines have it.
-pub(super) fn timestamp() -> String {
-    String::from_utf8_lossy(&rfc_3339(SystemTime::now())).into_owned()
-}
-
-/// In UTC, with microseconds.
-fn rfc_3339(time: SystemTime) -> [u8; 27] {
-    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let (days, second) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    let (year, month, day) = date(days);
-    let mut text = *b"0000-00-00T00:00:00.000000Z";
-    for (mut number, place) in [
-        (year, 0..4),
-        (month, 5..7),
-        (day, 8..10),
-        (second / 3600, 11..13),
-        (second / 60 % 60, 14..16),
-        (second % 60, 17..19),
-        (since.subsec_micros().into(), 20..26),
-    ] {
-        for digit in text.get_mut(place).unwrap_or_default().iter_mut().rev() {
-            *digit += u8::try_from(number % 10).unwrap_or_default();
-            number /= 10;
-        }
-    }
-    text
-}
-
-/// The Gregorian date of a day since 1970. A year that begins in March has its leap day at its end, which leaves one
-/// rule for all months.
-const fn date(days: u64) -> (u64, u64, u64) {
-    /// Days before 1970-01-01 in the era of 400 years that began on 0000-03-01.
-    const BEFORE: u64 = 719_468;
-    const ERA: u64 = 146_097;
-    let (era, day) = ((days + BEFORE) / ERA, (days + BEFORE) % ERA);
-    let year = (day - day / 1460 + day / 36_524 - day / (ERA - 1)) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let january = if month >= 10 { 1 } else { 0 };
-    (era * 400 + year + january, if january == 1 { month - 9 } else { month + 3 }, day)
-}
-
 #[cfg(test)]
 mod tests {
     use std::{
         io::Write,
         sync::{Arc, Mutex},
-        time::Duration,
     };
 
     use serde_json::{Value, json};
@@ -167,24 +119,6 @@ mod tests {
     use tracing_subscriber::{layer::SubscriberExt, registry};
 
     use super::*;
-
-    #[test]
-    fn times_are_written_as_in_rfc_3339() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000000Z"),
-            (68_169_600, "1972-02-29T00:00:00.000000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000000Z"),
-            (951_868_800, "2000-03-01T00:00:00.000000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000000Z"),
-            (1_767_225_600, "2026-01-01T00:00:00.000000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000000Z"),
-        ] {
-            assert_eq!(rfc_3339(UNIX_EPOCH + Duration::from_secs(seconds)), text.as_bytes());
-        }
-        let time = UNIX_EPOCH + Duration::from_nanos(1_800_000_000_012_345_678);
-        assert_eq!(&rfc_3339(time), b"2027-01-15T08:00:00.012345Z");
-    }
 
     #[test]
     fn an_event_is_one_line_that_any_reader_of_json_takes() {

@@ -13,7 +13,7 @@ use std::{
 use tracing::{Level, Metadata};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::{Format, STRANGERS, json::timestamp};
+use super::{Format, STRANGERS, timestamp::timestamp};
 
 /// Bytes of lines that wait to be written.
 const CAPACITY: usize = 1 << 20;

@@ -6,13 +6,11 @@
 
 use std::{
     sync::atomic::{AtomicI64, Ordering::Relaxed},
-    time::SystemTime,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use rusqlite::{Connection, OptionalExtension};
 use tokio::time::Instant;
-
-use super::rows::{from_millis, millis, to_millis};
 
 /// A difference of the clocks that is larger than this is a step.
 const STEP: u64 = 1000;
@@ -72,10 +70,21 @@ impl Clock {
     }
 }
 
+/// Milliseconds since 1970, as times are stored.
+fn to_millis(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, millis)
+}
+
+pub(super) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn from_millis(millis: i64) -> SystemTime {
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const HOUR: i64 = 3_600_000;

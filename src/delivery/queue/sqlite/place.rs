@@ -13,10 +13,7 @@ use std::{
 use tokio::time::Instant;
 use tracing::info;
 
-use super::schema::{OpenError, Why};
-
-/// How long a service waits for the one before it to end.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+use super::schema::{OpenError, PATIENCE, Why};
 
 /// How often it looks meanwhile.
 const LOOK: Duration = Duration::from_millis(50);

@@ -2,7 +2,7 @@
 
 use std::{
     str::FromStr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -43,19 +43,6 @@ impl FromStr for Key {
         let number = |text: &str| text.parse().map_err(|_no_number| NoKey);
         Ok(Self { delivery: number(delivery)?, recipient: number(recipient)? })
     }
-}
-
-/// Milliseconds since 1970, as times are stored.
-pub(super) fn to_millis(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, millis)
-}
-
-pub(super) fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
-}
-
-pub(super) fn from_millis(millis: i64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(u64::try_from(millis).unwrap_or(0))
 }
 
 /// The length of a column in bytes.

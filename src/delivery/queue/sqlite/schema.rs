@@ -12,8 +12,6 @@ use std::{
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, config::DbConfig};
 
-use super::place::PATIENCE;
-
 /// Marks the file as ours: `hkgt`.
 const APPLICATION_ID: i64 = 0x686b_6774;
 
@@ -32,6 +30,9 @@ const BUSY: Duration = Duration::from_secs(5);
 
 /// How long the file is checked at the start.
 const CHECK: Duration = Duration::from_secs(1);
+
+/// How long a service waits for the one before it to end.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The file is refused at the start. It is never reset.
 #[derive(Debug, thiserror::Error)]

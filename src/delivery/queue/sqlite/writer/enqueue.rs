@@ -7,8 +7,9 @@ use sha2::{Digest, Sha256};
 
 use super::{
     super::{
+        clock::millis,
         lock_of,
-        rows::{self, Key, length, millis, to_integer},
+        rows::{self, Key, length, to_integer},
     },
     work::Work,
 };

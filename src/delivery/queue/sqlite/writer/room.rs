@@ -7,8 +7,9 @@ use tracing::warn;
 
 use super::{
     super::{
+        clock::millis,
         reader::Pages,
-        rows::{Key, millis, to_count},
+        rows::{Key, to_count},
     },
     work::{Standing, Work},
 };

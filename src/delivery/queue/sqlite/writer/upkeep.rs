@@ -12,10 +12,10 @@ use tracing::warn;
 
 use super::{
     super::{
+        clock::millis,
         lock_of,
         place::{Found, Place, beside, log_length, remove},
         reader::Pages,
-        rows::millis,
         schema, unavailable,
     },
     Writer,

@@ -11,7 +11,8 @@ use tracing::error;
 
 use super::super::{
     PORTION, Shared,
-    rows::{self, Key, millis, to_count},
+    clock::millis,
+    rows::{self, Key, to_count},
 };
 use crate::delivery::queue::{Attempt, Death, JobId, KEPT_ATTEMPTS, MAX_ANSWER, Recipient, State, Verdict};
 
