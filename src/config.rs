@@ -274,11 +274,28 @@ fn tree<'t>(context: &Context<'_>, text: &'t str) -> Option<Spanned<DeTable<'t>>
         return None;
     }
     let (tree, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let at = error.span().map_or(0, |span| span.start);
-        context.mistake(at, "", format_args!("not TOML: {}", error.message()));
+    let mut said: Vec<(usize, &str)> =
+        errors.iter().map(|error| (error.span().map_or(0, |span| span.start), error.message())).collect();
+    if let Some(behind) = behind_unclosed_list(text, &said) {
+        said.retain(|(at, _)| *at < behind);
+        let end = text.get(..behind).map_or(0, |before| before.trim_end().len());
+        said.push((end.saturating_sub(1), "a list ends here without its `]`"));
+    }
+    for (at, what) in &said {
+        context.mistake(*at, "", format_args!("not TOML: {what}"));
     }
     errors.is_empty().then_some(tree)
+}
+
+/// Where the lines begin behind a list that has no end. The parser takes all of them for its elements, so what it says of them
+/// is of no use.
+fn behind_unclosed_list(text: &str, errors: &[(usize, &str)]) -> Option<usize> {
+    let begins_line = |at: usize| {
+        text.get(..at).is_some_and(|before| before.trim_end_matches([' ', '\t']).ends_with(['\n', '\r']))
+    };
+    let (end, _) = errors.iter().find(|(_, what)| what.starts_with("unclosed array,"))?;
+    let in_list = errors.iter().filter(|(at, what)| at < end && what.contains("array") && begins_line(*at));
+    Some(in_list.map(|(at, _)| *at).min().unwrap_or(*end))
 }
 
 /// Where a carriage return stands that no line feed follows.

@@ -89,7 +89,7 @@ fn every_invalid_file_is_reported_as_stands_beside_it() {
         assert_eq!(report, expected, "{}", path.display());
         assert!(!SECRETS.iter().any(|secret| report.contains(secret)), "{report}");
     }
-    assert_eq!(files.len(), 28);
+    assert_eq!(files.len(), 29);
 }
 
 #[test]

@@ -139,7 +139,9 @@ pub(super) async fn lease(queue: &dyn Queue, destination: &str) -> Lease {
 }
 
 pub(super) async fn lease_by(queue: &dyn Queue, destination: &str, policy: Policy) -> Lease {
-    let mut leases = queue.lease(&recipient(destination), policy, 1).await.unwrap();
+    let recipient = recipient(destination);
+    let leases = tokio::time::timeout(crate::support::PATIENCE * 3, queue.lease(&recipient, policy, 1));
+    let mut leases = leases.await.expect("something can be leased").unwrap();
     assert_eq!(leases.len(), 1);
     leases.pop().unwrap()
 }

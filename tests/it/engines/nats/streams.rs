@@ -245,11 +245,12 @@ async fn a_record_that_cannot_be_read_is_set_aside() {
     for id in ["waiting", "delivered"] {
         enqueue(&*queue, delivery(id)).await;
     }
-    let first = lease(&*queue, "app").await;
+    let (first, second) = (lease(&*queue, "app").await, lease(&*queue, "app").await);
+    assert_eq!((&*id_of(&first), &*id_of(&second)), ("waiting", "delivered"));
     let failed = attempt(&first, 503);
     first.retry(Duration::from_secs(1), failed).await.unwrap();
     garbage(1).await;
-    ack(lease(&*queue, "app").await).await;
+    ack(second).await;
     garbage(3).await;
     let again = lease(&*queue, "app").await;
     assert_eq!(id_of(&again), "waiting");
