@@ -12,17 +12,19 @@
 
 pub mod nats;
 pub mod sqlite;
+mod state;
 
 use std::{
     fmt,
     path::PathBuf,
     pin::Pin,
-    str::FromStr,
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use tokio::sync::watch;
+
+pub use state::{Death, NoState, State};
 
 use super::parcel::{Facts, Parcel};
 
@@ -142,86 +144,6 @@ pub enum Verdict {
     Retry(Duration),
     /// It is given up.
     Dead(Death),
-}
-
-listed! {
-    /// Why a job is among the dead letters.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    pub enum Death {
-        /// The upstream's answer says that trying again will not help.
-        Refused,
-        /// `max_attempts`.
-        Attempts,
-        /// `max_age`.
-        Age,
-        /// The destination's format cannot show it.
-        Render,
-        /// What the store has of it cannot be read.
-        Damaged,
-    }
-}
-
-impl Death {
-    /// Its name in the store and for users.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Attempts => "max_attempts",
-            Self::Age => "max_age",
-            Self::Render => "render_error",
-            Self::Damaged => "damaged",
-        }
-    }
-}
-
-listed! {
-    /// Where a job stands.
-    #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    pub enum State {
-        /// It waits for its first or its next attempt, or an attempt is under way.
-        Waiting,
-        /// The upstream accepted it.
-        Delivered,
-        /// It was given up.
-        Dead,
-        /// A newer one went in its place.
-        Coalesced,
-    }
-}
-
-impl State {
-    /// Its name in the store and for users.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Waiting => "waiting",
-            Self::Delivered => "delivered",
-            Self::Dead => "dead",
-            Self::Coalesced => "coalesced",
-        }
-    }
-}
-
-impl fmt::Display for State {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A word that names no [`State`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("is not a state: write waiting, delivered, dead or coalesced")]
-pub struct NoState;
-
-impl FromStr for State {
-    type Err = NoState;
-
-    fn from_str(name: &str) -> Result<Self, NoState> {
-        Self::ALL.into_iter().find(|state| state.name() == name).ok_or(NoState)
-    }
 }
 
 /// A job as the log shows it.

@@ -1,7 +1,7 @@
 //! What is known of a request, and the one line of the log that says it: what came, what became of it, and why.
 //!
 //! Whoever can connect can have a request refused, so what is refused before a right signature is seen is of interest
-//! to few, and its lines are limited: see [`Limiter`](crate::ops::log::Limiter). What happens to a signed delivery always has its line.
+//! to few, and its lines are limited: see [`Limiter`]. What happens to a signed delivery always has its line.
 
 use std::{borrow::Cow, time::Duration};
 

@@ -1,12 +1,13 @@
 //! Counters for Prometheus. Label values come from the configuration or a fixed set, never from a request.
 
+mod counted;
 mod process;
 mod text;
 
 use std::{
     path::Path,
     sync::atomic::AtomicU64,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use prometheus_client::{
@@ -15,8 +16,10 @@ use prometheus_client::{
     registry::Registry,
 };
 
+pub use counted::{ForDestination, ForWebhook};
 pub use text::Form;
 
+use self::counted::seconds;
 use super::COMMIT;
 
 /// The `webhook` label of requests to a path that is not configured.
@@ -390,80 +393,14 @@ impl Default for Metrics {
     }
 }
 
-/// The metrics of one webhook, found once and then only counted.
-#[derive(Debug)]
-pub struct ForWebhook {
-    requests: Vec<Counter>,
-    events: Vec<Counter>,
-    duration: Histogram,
-    secret_last_used: Vec<Gauge<f64, AtomicU64>>,
-}
-
-impl ForWebhook {
-    /// Counts a request that ended with outcome number `outcome` after `duration`.
-    pub fn request(&self, outcome: usize, duration: Duration) {
-        if let Some(counter) = self.requests.get(outcome) {
-            counter.inc();
-        }
-        self.duration.observe(duration.as_secs_f64());
-    }
-
-    /// Counts a delivery with event number `event`.
-    pub fn event(&self, event: usize) {
-        if let Some(counter) = self.events.get(event) {
-            counter.inc();
-        }
-    }
-
-    /// Notes that secret number `secret` verified a delivery at `now`.
-    pub fn secret_used(&self, secret: usize, now: SystemTime) {
-        if let Some(gauge) = self.secret_last_used.get(secret) {
-            gauge.set(seconds(now));
-        }
-    }
-}
-
-/// The metrics of one destination.
-#[derive(Debug)]
-pub struct ForDestination {
-    delivered: Counter,
-    failed: Counter,
-    retry: Counter,
-    dead: Counter,
-    duration: Histogram,
-    circuit_open: Gauge,
-}
-
-impl ForDestination {
-    /// Counts an attempt.
-    pub fn attempt(&self, result: AttemptResult, duration: Duration) {
-        match result {
-            AttemptResult::Delivered => &self.delivered,
-            AttemptResult::Failed => &self.failed,
-            AttemptResult::Retry => &self.retry,
-            AttemptResult::Dead => &self.dead,
-        }
-        .inc();
-        self.duration.observe(duration.as_secs_f64());
-    }
-
-    /// Says whether the destination is left alone.
-    pub fn circuit_open(&self, open: bool) {
-        self.circuit_open.set(open.into());
-    }
-}
-
-/// Since 1970.
-fn seconds(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
-}
-
 fn gauge(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     #[test]

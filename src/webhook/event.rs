@@ -291,22 +291,6 @@ impl fmt::Display for Mark {
     }
 }
 
-/// The rows of the table in `docs/events.md`, made from [`EVENTS`].
-#[must_use]
-pub fn markdown_table() -> String {
-    let mut table = String::from(
-        "| Filter | Kind | Told by | Group | Sent by webhooks on |\n| --- | --- | --- | --- | --- |\n",
-    );
-    for event in EVENTS {
-        let kind = event.kind.map_or_else(|| "not published".into(), |kind| format!("`{kind}`"));
-        let group = event.group.map_or_else(|| "–".into(), |group| format!("`{}`", group.name()));
-        let scopes: Vec<_> = event.scopes.iter().map(|scope| scope.name()).collect();
-        table +=
-            &format!("| `{}` | {kind} | {} | {group} | {} |\n", event.name, event.mark, scopes.join(", "));
-    }
-    table
-}
-
 /// The kinds that Pulumi publishes.
 pub static KINDS: &[Kind] = {
     use Field as F;

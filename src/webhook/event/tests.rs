@@ -169,3 +169,18 @@ fn the_table_of_events_is_this_table() {
         "the table of docs/events.md should be:\n{table}"
     );
 }
+
+/// The rows of the table in `docs/events.md`, made from [`EVENTS`].
+fn markdown_table() -> String {
+    let mut table = String::from(
+        "| Filter | Kind | Told by | Group | Sent by webhooks on |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for event in EVENTS {
+        let kind = event.kind.map_or_else(|| "not published".into(), |kind| format!("`{kind}`"));
+        let group = event.group.map_or_else(|| "–".into(), |group| format!("`{}`", group.name()));
+        let scopes: Vec<_> = event.scopes.iter().map(|scope| scope.name()).collect();
+        table +=
+            &format!("| `{}` | {kind} | {} | {group} | {} |\n", event.name, event.mark, scopes.join(", "));
+    }
+    table
+}
